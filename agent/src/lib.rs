@@ -1,0 +1,1 @@
+//! The attach agent: a client of volumes that serves them as devices.

@@ -1,0 +1,1 @@
+//! The protobuf API between our own processes.

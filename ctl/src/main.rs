@@ -1,0 +1,3 @@
+//! The holdfast command line.
+
+fn main() {}

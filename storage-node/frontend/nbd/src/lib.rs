@@ -1,0 +1,1 @@
+//! NBD server: wire, commands and session, without I/O.

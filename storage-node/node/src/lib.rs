@@ -1,0 +1,1 @@
+//! The storage node: composition of shard, transport, disk and API.

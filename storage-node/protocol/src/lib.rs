@@ -1,0 +1,1 @@
+//! The messages between nodes and between agents and nodes, and their encoding.

@@ -1,0 +1,1 @@
+//! Consensus and store together: the order in which things become durable.

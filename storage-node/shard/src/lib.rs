@@ -1,0 +1,1 @@
+//! One core's worth of storage node: owns groups, events in, effects out.

@@ -1,0 +1,1 @@
+//! A whole cluster in one thread: network, disks, clocks, workloads, faults, checkers.

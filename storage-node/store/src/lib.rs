@@ -1,0 +1,1 @@
+//! WAL, chunks, map, checkpoint and recovery of one disk.

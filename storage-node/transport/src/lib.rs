@@ -1,0 +1,1 @@
+//! Frames, mutually authenticated TLS sessions, classes and backpressure; opaque bytes.

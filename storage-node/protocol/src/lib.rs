@@ -1,1 +1,4 @@
-//! The messages between nodes and between agents and nodes, and their encoding.
+//! The messages between nodes and between attached machines and nodes, and their encoding.
+
+pub mod peer;
+pub mod session;

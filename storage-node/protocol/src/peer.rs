@@ -1,0 +1,20 @@
+//! What two storage nodes say to each other.
+
+use bytes::Bytes;
+use holdfast_consensus::SupportEpoch;
+use holdfast_id::{GroupId, ReplicaId};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerMessage {
+    /// Every 100 ms per node pair and direction. `boot` is the sender's boot epoch. `disk_stalled`: the sender's
+    /// disk has made no progress on outstanding I/O since the last beat; the receiver then suspects its leaders.
+    Heartbeat { sequence: u64, boot: u64, disk_stalled: bool },
+    /// The receiver of the heartbeat supports its sender in this epoch until one lease after receipt.
+    HeartbeatReply { sequence: u64, boot: u64, support: SupportEpoch },
+    /// A consensus message, encoded by the replica layer: `meta` is its header, `payload` the data of its entries.
+    Raft { group: GroupId, from: ReplicaId, to: ReplicaId, meta: Bytes, payload: Bytes },
+    /// An intent of the metadata plane, or its answer; encoded by `metadata`, idempotent.
+    Control { body: Bytes },
+    /// Rebuild traffic, encoded by the replica layer.
+    Delta { group: GroupId, from: ReplicaId, to: ReplicaId, meta: Bytes, payload: Bytes },
+}

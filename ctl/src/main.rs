@@ -1,3 +1,44 @@
-//! The holdfast command line.
+//! `holdfast`: one program for the storage node, the attach agent and everything a person does with them.
 
-fn main() {}
+mod args;
+mod client;
+mod demo;
+mod dev;
+mod disk;
+mod nbd_client;
+mod node;
+mod show;
+mod volume;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Arguments, Verb};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let default_level = if arguments.verb.is_daemon() { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let result = match arguments.verb {
+        Verb::Demo(options) => demo::run(options),
+        Verb::Dev(verb) => dev::run(verb),
+        Verb::Node(verb) => node::run(arguments.cluster, verb),
+        Verb::Disk(verb) => disk::run(verb),
+        Verb::Status(format) => show::status(arguments.cluster, format),
+        Verb::Volume(verb) => volume::run(arguments.cluster, verb),
+        Verb::Explain(options) => show::explain(arguments.cluster, options),
+        Verb::Agent(options) => volume::agent(options),
+        Verb::Attach(options) => volume::attach(arguments.cluster, options),
+        Verb::Detach(options) => volume::detach(arguments.cluster, options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("holdfast: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,32 @@
-//! The storage node: composition of shard, transport, disk and API.
+//! The storage node: one data thread (shard, disk, sockets) and one control thread (gRPC). Composition, no decisions.
+
+mod addresses;
+mod api;
+mod clock;
+mod config;
+mod rim;
+
+pub use config::{Config, ConfigError};
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+/// Runs until SIGTERM or SIGINT, or until the node cannot go on.
+///
+/// # Errors
+/// What the operator has to mend before the node can start: certificates, ports, the disk.
+pub fn run(config: Config) -> Result<()> {
+    config.check()?;
+    let config = Arc::new(config);
+    let (rim, control) = rim::Rim::start(Arc::clone(&config))?;
+    let data = std::thread::Builder::new()
+        .name("shard".into())
+        .spawn(move || rim.run())
+        .context("start the data thread")?;
+    let served = api::serve(&config, control);
+    match data.join() {
+        Ok(result) => result.and(served),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}

@@ -1,0 +1,49 @@
+//! What a storage node is told at its start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Smallest disk: room for the WAL, the group table and a few volumes.
+pub const DISK_BYTES_MIN: u64 = 256 << 20;
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Told to people; the identity is in the certificate.
+    pub name: String,
+    /// Where the node keeps what is not on its disk; created if need be.
+    pub dir: PathBuf,
+    /// A block device or a file; a file is created with `disk_bytes` where there is none.
+    pub device: PathBuf,
+    pub disk_bytes: u64,
+    /// Nodes and attached machines connect here.
+    pub listen: SocketAddr,
+    /// The control API.
+    pub api: SocketAddr,
+    /// A folder with `ca.pem`, `<name>.pem` and `<name>.key`.
+    pub pki: PathBuf,
+    /// Faults the device is to have, in the store's fault language.
+    pub device_fault: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("a disk of {found} bytes is too small: at least {DISK_BYTES_MIN} are needed")]
+    DiskTooSmall { found: u64 },
+    #[error("the node name {name:?} must be 1 to 63 lower-case letters, digits and hyphens")]
+    Name { name: String },
+}
+
+impl Config {
+    /// # Errors
+    /// A field that breaks its bound, in words for the operator.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if self.name.is_empty() || self.name.len() > 63 || !self.name.bytes().all(label) {
+            return Err(ConfigError::Name { name: self.name.clone() });
+        }
+        if self.disk_bytes < DISK_BYTES_MIN {
+            return Err(ConfigError::DiskTooSmall { found: self.disk_bytes });
+        }
+        Ok(())
+    }
+}

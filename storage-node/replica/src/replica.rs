@@ -1,0 +1,533 @@
+//! [`Replica`]: the order in which things become durable, applied and told.
+//!
+//! Invariants:
+//! 1. A message leaves only after the write it depends on was reported flushed by the store.
+//! 2. Entries are applied in log order, once, and only when committed *and* durable here.
+//! 3. A checkpoint describes exactly the state at `applied`; the log is released only up to a durable checkpoint.
+//! 4. A command that this build cannot read stops the replica; it is never skipped.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_consensus::liveness::Pairs;
+use holdfast_consensus::raft::{Options, Raft, Refusal, Restored, Status};
+use holdfast_consensus::{
+    Body, Configuration, Effect, Entry, HardState, Liveness, LogIndex, Message, MessageBody, Persist, PersistSequence,
+    Position, SupportEpoch, Term, Timestamp,
+};
+use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_store::{Append, AppendError, GroupState, Mutation, Record, RecoveredGroup, Store, StoreError};
+
+use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
+
+/// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: 8 MiB is two
+/// seconds of a busy volume, and a longer absence is cheaper to repair by delta than by replay.
+const KEPT_BYTES_MAX: usize = 8 << 20;
+/// Applied bytes after which a checkpoint is taken though nobody asked: bounds replay at start.
+const CHECKPOINT_BYTES: usize = 32 << 20;
+
+/// What is replicated. `apply` is total and deterministic: the same log gives the same state and outcomes everywhere.
+pub trait StateMachine {
+    type Outcome;
+    type Error: std::error::Error;
+
+    /// # Errors
+    /// The command cannot be read by this build; the replica stops.
+    fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, Self::Error>;
+
+    fn encode_state(&self) -> Bytes;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied<O> {
+    pub outcome: O,
+    /// Changes of the volume's blocks, visible to reads when `apply` has returned.
+    pub mutations: Vec<Mutation>,
+}
+
+/// What a replica borrows from its shard for the length of one call.
+pub struct Context<'a> {
+    pub now: Timestamp,
+    pub pairs: &'a mut Pairs,
+    pub store: &'a mut Store,
+}
+
+/// What the shard is to do or to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output<O> {
+    Send { to: ReplicaId, message: Message<LogCommand> },
+    Applied { position: Position, outcome: O },
+    BecameLeader(Term),
+    /// Everything older than this term is applied: requests may be served.
+    Serving(Term),
+    LostLeadership(Term),
+    /// Everything a linearizable read must see is applied.
+    ReadReady { token: u64 },
+    ReadFailed { token: u64 },
+    NeedsDelta { peer: ReplicaId },
+    /// This replica can go no further and says why; it answers nothing any more.
+    Stopped { reason: String },
+}
+
+/// Why recovered bytes do not make a replica.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    #[error("the {what} of group {group} cannot be read")]
+    Decode { group: GroupId, what: &'static str, source: DecodeError },
+}
+
+struct View<'a> {
+    pairs: &'a mut Pairs,
+    directory: &'a Directory,
+}
+
+impl Liveness for View<'_> {
+    fn supported_by(&self, peer: ReplicaId) -> Option<(SupportEpoch, Timestamp)> {
+        self.directory.get(&peer).and_then(|node| self.pairs.supported_by(*node))
+    }
+
+    fn promised_to(&self, peer: ReplicaId) -> Timestamp {
+        self.directory.get(&peer).map_or(Timestamp::ZERO, |node| self.pairs.promised_to(*node))
+    }
+
+    fn epoch_for(&self, peer: ReplicaId) -> SupportEpoch {
+        self.directory.get(&peer).map_or(SupportEpoch::default(), |node| self.pairs.epoch_for(*node))
+    }
+
+    fn withdraw(&mut self, peer: ReplicaId) {
+        if let Some(node) = self.directory.get(&peer) {
+            self.pairs.withdraw(*node);
+        }
+    }
+}
+
+/// An append on its way to the disk, and the consensus write it completes.
+struct InFlight {
+    store_sequence: u64,
+    persisted: PersistSequence,
+}
+
+pub struct Replica<S> {
+    group: GroupId,
+    id: ReplicaId,
+    raft: Raft<LogCommand>,
+    machine: S,
+    directory: Directory,
+    applied: Position,
+    /// As of `applied`; the core's own may be ahead of it.
+    configuration: Configuration,
+    checkpointed: LogIndex,
+    checkpoint_running: bool,
+    /// The disk wants log space back: keep nothing for laggards at the next checkpoint.
+    pressed: bool,
+    applied_bytes: usize,
+    hard_state: HardState,
+    /// Appends that the store refused for space, in order; tried again at every call.
+    refused: VecDeque<Append>,
+    in_flight: VecDeque<InFlight>,
+    store_sequence: u64,
+    persisted: PersistSequence,
+    held: VecDeque<(PersistSequence, ReplicaId, Message<LogCommand>)>,
+    reads: Vec<(LogIndex, u64)>,
+    stopped: bool,
+}
+
+/// The state a new group starts from: the same bytes on every founding replica.
+pub fn initial_state(configuration: Configuration, directory: Directory, machine: Bytes) -> GroupState {
+    GroupState {
+        hard_state: codec::encode_hard_state(&HardState::default()),
+        position: codec::encode_position(Position::default()),
+        state: Snapshot { configuration, directory, machine }.encode(),
+    }
+}
+
+/// The state machine's bytes of a recovered group's checkpoint.
+///
+/// # Errors
+/// The checkpoint was written by a newer or broken build.
+pub fn machine_state(recovered: &RecoveredGroup) -> Result<Bytes, RestoreError> {
+    Snapshot::decode(&recovered.checkpoint.state).map(|snapshot| snapshot.machine).map_err(|source| {
+        RestoreError::Decode { group: recovered.group, what: "checkpoint", source }
+    })
+}
+
+impl<S: StateMachine> Replica<S> {
+    /// `machine` is the state machine as of the checkpoint, see [`machine_state`]. `options.id` is overwritten.
+    ///
+    /// # Errors
+    /// Something durable was written by a newer or broken build.
+    pub fn restore(
+        recovered: RecoveredGroup,
+        machine: S,
+        mut options: Options,
+        now: Timestamp,
+    ) -> Result<Replica<S>, RestoreError> {
+        let group = recovered.group;
+        let failed = |what| move |source| RestoreError::Decode { group, what, source };
+        let snapshot = Snapshot::decode(&recovered.checkpoint.state).map_err(failed("checkpoint"))?;
+        let checkpoint = codec::decode_position(&recovered.checkpoint.position).map_err(failed("checkpoint"))?;
+        assert_eq!(checkpoint.index.0, recovered.checkpoint_index, "a checkpoint's position names its index");
+        let hard_state = recovered.hard_state.as_ref().unwrap_or(&recovered.checkpoint.hard_state);
+        let hard_state = codec::hard_state(hard_state).map_err(failed("hard state"))?;
+        let mut entries = Vec::with_capacity(recovered.records.len());
+        for record in recovered.records {
+            let entry = codec::entry(LogIndex(record.index), &record.header, record.payload);
+            entries.push(entry.map_err(failed("log entry"))?);
+        }
+        // The oldest record kept below the checkpoint only lends its position: what precedes it has no known term.
+        let base = match entries.first() {
+            Some(first) if first.position.index <= checkpoint.index => entries.remove(0).position,
+            _ => checkpoint,
+        };
+        options.id = recovered.replica;
+        let raft = Raft::new(
+            options,
+            Restored {
+                hard_state,
+                base,
+                configuration: snapshot.configuration.clone(),
+                entries,
+                committed: checkpoint.index,
+                may_vote: recovered.damage.is_none(),
+            },
+            now,
+        );
+        Ok(Replica {
+            group,
+            id: recovered.replica,
+            raft,
+            machine,
+            directory: snapshot.directory,
+            applied: checkpoint,
+            configuration: snapshot.configuration,
+            checkpointed: checkpoint.index,
+            checkpoint_running: false,
+            pressed: false,
+            applied_bytes: 0,
+            hard_state,
+            refused: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            store_sequence: 0,
+            persisted: PersistSequence(0),
+            held: VecDeque::new(),
+            reads: Vec::new(),
+            stopped: false,
+        })
+    }
+
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    pub fn id(&self) -> ReplicaId {
+        self.id
+    }
+
+    pub fn machine(&self) -> &S {
+        &self.machine
+    }
+
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    pub fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
+        self.directory.get(&replica).copied()
+    }
+
+    pub fn applied(&self) -> Position {
+        self.applied
+    }
+
+    pub fn checkpointed(&self) -> LogIndex {
+        self.checkpointed
+    }
+
+    pub fn status(&self) -> Status {
+        self.raft.status()
+    }
+
+    pub fn deadline(&self) -> Option<Timestamp> {
+        if self.stopped { None } else { self.raft.deadline() }
+    }
+
+    pub fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, message: Message<LogCommand>) {
+        self.call(context, |raft, now, view| raft.on_message(now, view, from, message));
+    }
+
+    pub fn on_deadline(&mut self, context: &mut Context<'_>) {
+        self.call(context, |raft, now, view| raft.on_deadline(now, view));
+    }
+
+    /// The node is lost from sight: whoever of this group lives there is suspected.
+    pub fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId) {
+        for peer in self.peers_on(node) {
+            self.call(context, |raft, now, view| raft.on_suspect(now, view, peer));
+        }
+    }
+
+    pub fn on_peer_connected(&mut self, context: &mut Context<'_>, node: NodeId) {
+        for peer in self.peers_on(node) {
+            self.call(context, |raft, now, view| raft.on_peer_connected(now, view, peer));
+        }
+    }
+
+    /// The store reports everything appended up to `store_sequence` durable.
+    pub fn on_flushed(&mut self, context: &mut Context<'_>, store_sequence: u64) {
+        let mut persisted = None;
+        while self.in_flight.front().is_some_and(|append| append.store_sequence <= store_sequence) {
+            persisted = self.in_flight.pop_front().map(|append| append.persisted);
+        }
+        let Some(persisted) = persisted else { return };
+        self.persisted = persisted;
+        self.call(context, |raft, now, view| raft.on_persisted(now, view, persisted));
+    }
+
+    pub fn on_checkpoint_wanted(&mut self, context: &mut Context<'_>, outputs: &mut Vec<Output<S::Outcome>>) {
+        self.pressed = true;
+        self.start_checkpoint(context.store, outputs);
+    }
+
+    pub fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64) {
+        self.checkpoint_running = false;
+        self.checkpointed = LogIndex(index);
+        let keep_from = if self.pressed { self.checkpointed } else { self.kept_for_laggards() };
+        self.pressed = false;
+        if keep_from > self.raft.status().base.index {
+            self.raft.compact(keep_from);
+        }
+        context.store.release(self.group, keep_from.0);
+    }
+
+    /// # Errors
+    /// This replica does not lead, or is not sure to.
+    pub fn propose(
+        &mut self,
+        context: &mut Context<'_>,
+        command: LogCommand,
+    ) -> Result<Position, Refusal> {
+        if self.stopped {
+            return Err(Refusal::NotLeader { leader: None });
+        }
+        let mut result = Err(Refusal::NotLeader { leader: None });
+        self.call(context, |raft, now, view| result = raft.propose(now, view, command));
+        result.map(|index| Position { term: self.raft.term(), index })
+    }
+
+    /// Asks for a moment at which a linearizable read may be served: `Output::ReadReady` or `ReadFailed` with `token`.
+    ///
+    /// # Errors
+    /// This replica does not lead.
+    pub fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        token: u64,
+    ) -> Result<(), Refusal> {
+        if self.stopped {
+            return Err(Refusal::NotLeader { leader: None });
+        }
+        let mut result = Ok(());
+        self.call(context, |raft, now, view| result = raft.read_index(now, view, token));
+        result
+    }
+
+    /// # Errors
+    /// This replica does not lead, or `to` is no voter.
+    pub fn transfer(
+        &mut self,
+        context: &mut Context<'_>,
+        to: ReplicaId,
+    ) -> Result<(), Refusal> {
+        let mut result = Ok(());
+        self.call(context, |raft, now, view| result = raft.transfer(now, view, to));
+        result
+    }
+
+    /// The disk failed: acknowledge nothing more, lead no more.
+    pub fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str, outputs: &mut Vec<Output<S::Outcome>>) {
+        self.call(context, |raft, now, view| raft.step_down(now, view));
+        self.settle(context, outputs);
+        self.stop(reason.to_owned(), outputs);
+    }
+
+    fn peers_on(&self, node: NodeId) -> Vec<ReplicaId> {
+        let peers = self.directory.iter().filter(|(replica, home)| **home == node && **replica != self.id);
+        peers.map(|(replica, _)| *replica).collect()
+    }
+
+    fn call(
+        &mut self,
+        context: &mut Context<'_>,
+        call: impl FnOnce(&mut Raft<LogCommand>, Timestamp, &mut View<'_>),
+    ) {
+        if !self.stopped {
+            let mut view = View { pairs: context.pairs, directory: &self.directory };
+            call(&mut self.raft, context.now, &mut view);
+        }
+    }
+
+    /// Carries out what the calls since the last one asked for. Called once per batch of events, so that what came
+    /// together is written and sent together.
+    pub fn settle(&mut self, context: &mut Context<'_>, outputs: &mut Vec<Output<S::Outcome>>) {
+        if self.stopped {
+            return;
+        }
+        self.retry_refused(context.store, outputs);
+        for effect in self.raft.take_effects() {
+            if self.stopped {
+                return;
+            }
+            self.carry_out(context.store, effect, outputs);
+        }
+        self.release_held(outputs);
+        if self.applied_bytes >= CHECKPOINT_BYTES {
+            self.start_checkpoint(context.store, outputs);
+        }
+    }
+
+    fn carry_out(&mut self, store: &mut Store, effect: Effect<LogCommand>, outputs: &mut Vec<Output<S::Outcome>>) {
+        match effect {
+            Effect::Persist(persist) => self.append(store, persist, outputs),
+            Effect::Send { to, message, after } => match after {
+                Some(sequence) if sequence > self.persisted => self.held.push_back((sequence, to, message)),
+                _ => outputs.push(Output::Send { to, message }),
+            },
+            Effect::Committed(index) => self.apply(store, index, outputs),
+            Effect::BecameLeader(term) => outputs.push(Output::BecameLeader(term)),
+            Effect::Serving(term) => outputs.push(Output::Serving(term)),
+            Effect::LostLeadership(term) => outputs.push(Output::LostLeadership(term)),
+            Effect::ReadReady { token, index } if index <= self.applied.index => {
+                outputs.push(Output::ReadReady { token });
+            }
+            Effect::ReadReady { token, index } => self.reads.push((index, token)),
+            Effect::ReadFailed { token } => outputs.push(Output::ReadFailed { token }),
+            Effect::NeedsDelta { peer } => outputs.push(Output::NeedsDelta { peer }),
+        }
+    }
+
+    fn append(&mut self, store: &mut Store, persist: Persist<LogCommand>, outputs: &mut Vec<Output<S::Outcome>>) {
+        if let Some(hard_state) = persist.hard_state {
+            self.hard_state = hard_state;
+        }
+        self.store_sequence += 1;
+        self.in_flight
+            .push_back(InFlight { store_sequence: self.store_sequence, persisted: persist.sequence });
+        let append = Append {
+            group: self.group,
+            sequence: self.store_sequence,
+            hard_state: persist.hard_state.map(|state| codec::encode_hard_state(&state)),
+            truncate_from: persist.truncate_from.map(|index| index.0),
+            records: persist.entries.iter().map(record).collect(),
+        };
+        self.refused.push_back(append);
+        self.retry_refused(store, outputs);
+    }
+
+    fn retry_refused(&mut self, store: &mut Store, outputs: &mut Vec<Output<S::Outcome>>) {
+        while let Some(append) = self.refused.pop_front() {
+            match store.append(append.clone()) {
+                Ok(()) => {}
+                Err(AppendError::Full) => {
+                    self.refused.push_front(append);
+                    return;
+                }
+                Err(error) => return self.stop(error.to_string(), outputs),
+            }
+        }
+    }
+
+    fn release_held(&mut self, outputs: &mut Vec<Output<S::Outcome>>) {
+        while self.held.front().is_some_and(|(after, _, _)| *after <= self.persisted) {
+            if let Some((_, to, message)) = self.held.pop_front() {
+                outputs.push(Output::Send { to, message });
+            }
+        }
+    }
+
+    fn apply(&mut self, store: &mut Store, to: LogIndex, outputs: &mut Vec<Output<S::Outcome>>) {
+        while self.applied.index < to {
+            let index = self.applied.index.next();
+            let entry = self.raft.entry(index).expect("a committed entry above the applied one is in the log").clone();
+            let mut mutations = Vec::new();
+            match entry.body {
+                Body::Noop => {}
+                Body::Configuration(configuration) => self.configuration = configuration,
+                Body::Command(command) => match self.machine.apply(index, &command) {
+                    Ok(applied) => {
+                        mutations = applied.mutations;
+                        self.applied_bytes += command.header.len() + command.payload.len();
+                        outputs.push(Output::Applied { position: entry.position, outcome: applied.outcome });
+                    }
+                    Err(error) => {
+                        let reason = format!("log entry {} of group {} cannot be applied: {error}", index.0, self.group);
+                        return self.stop(reason, outputs);
+                    }
+                },
+            }
+            if !mutations.is_empty() {
+                store.apply(self.group, index.0, mutations);
+            }
+            self.applied = entry.position;
+        }
+        let applied = self.applied.index;
+        for (_, token) in self.reads.extract_if(.., |(index, _)| *index <= applied) {
+            outputs.push(Output::ReadReady { token });
+        }
+    }
+
+    fn start_checkpoint(&mut self, store: &mut Store, outputs: &mut Vec<Output<S::Outcome>>) {
+        if self.checkpoint_running || self.stopped {
+            return;
+        }
+        let snapshot = Snapshot {
+            configuration: self.configuration.clone(),
+            directory: self.directory.clone(),
+            machine: self.machine.encode_state(),
+        };
+        let state = GroupState {
+            hard_state: codec::encode_hard_state(&self.hard_state),
+            position: codec::encode_position(self.applied),
+            state: snapshot.encode(),
+        };
+        self.applied_bytes = 0;
+        match store.checkpoint(self.group, self.applied.index.0, state) {
+            Ok(()) => self.checkpoint_running = true,
+            Err(StoreError::Full) => {}
+            Err(error) => self.stop(error.to_string(), outputs),
+        }
+    }
+
+    /// The lowest index to compact to so that at most [`KEPT_BYTES_MAX`] of log stay below the checkpoint.
+    fn kept_for_laggards(&self) -> LogIndex {
+        let base = self.raft.status().base.index;
+        let (mut index, mut bytes) = (self.checkpointed, 0);
+        while index > base {
+            let Some(entry) = self.raft.entry(index) else { break };
+            if let Body::Command(command) = &entry.body {
+                bytes += command.header.len() + command.payload.len();
+            }
+            if bytes > KEPT_BYTES_MAX {
+                return index;
+            }
+            index = LogIndex(index.0 - 1);
+        }
+        base
+    }
+
+    fn stop(&mut self, reason: String, outputs: &mut Vec<Output<S::Outcome>>) {
+        if !self.stopped {
+            self.stopped = true;
+            outputs.push(Output::Stopped { reason });
+        }
+    }
+}
+
+fn record(entry: &Entry<LogCommand>) -> Record {
+    let mut header = BytesMut::with_capacity(64);
+    codec::put_entry_header(&mut header, entry);
+    let payload = match &entry.body {
+        Body::Command(command) => command.payload.clone(),
+        Body::Noop | Body::Configuration(_) => Bytes::new(),
+    };
+    Record { index: entry.position.index.0, header: header.freeze(), payload }
+}

@@ -1,0 +1,101 @@
+//! [`Core`]: what every group of the shard shares: the disk's store, node-pair liveness, and the effects of this step.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use holdfast_consensus::liveness::Pairs;
+use holdfast_consensus::{Message, Timestamp};
+use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_protocol::peer::PeerMessage;
+use holdfast_protocol::session::Reply;
+use holdfast_replica::{Context, LogCommand, wire};
+use holdfast_store::{DeviceOp, Store};
+
+use crate::admin::AdminReply;
+
+/// A connection of an attached machine, numbered by the rim; never reused while the process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
+
+/// Whom a read of the store is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadPurpose {
+    Client { token: u64 },
+    /// The edge blocks of a read-modify-write.
+    Edges { read: u64 },
+}
+
+/// What the rim carries out after a step, in this order of lists; within a list in order.
+#[derive(Debug, Default)]
+pub struct Effects {
+    pub device: Vec<DeviceOp>,
+    pub peers: Vec<(NodeId, PeerMessage)>,
+    pub clients: Vec<(ClientId, Reply)>,
+    pub admin: Vec<(u64, AdminReply)>,
+    /// Where other nodes are to be reached, as far as it changed; the rim keeps them over restarts.
+    pub addresses: Vec<(NodeId, String)>,
+    /// The disk failed: this shard serves nothing more. Told once.
+    pub failed: Option<String>,
+}
+
+pub(crate) struct Core {
+    pub(crate) node: NodeId,
+    pub(crate) now: Timestamp,
+    pub(crate) store: Store,
+    pub(crate) pairs: Pairs,
+    pub(crate) effects: Effects,
+    /// Reads of the store under way.
+    pub(crate) reads: BTreeMap<u64, (GroupId, ReadPurpose)>,
+    /// Groups whose deadline may have moved in this step.
+    pub(crate) touched: BTreeSet<GroupId>,
+    /// Groups whose leadership or health changed in this step.
+    pub(crate) changed: BTreeSet<GroupId>,
+    next_token: u64,
+}
+
+impl Core {
+    pub(crate) fn new(node: NodeId, now: Timestamp, store: Store, pairs: Pairs) -> Core {
+        Core {
+            node,
+            now,
+            store,
+            pairs,
+            effects: Effects::default(),
+            reads: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            next_token: 0,
+        }
+    }
+
+    pub(crate) fn context(&mut self) -> Context<'_> {
+        Context { now: self.now, pairs: &mut self.pairs, store: &mut self.store }
+    }
+
+    pub(crate) fn next_token(&mut self) -> u64 {
+        self.next_token += 1;
+        self.next_token
+    }
+
+    pub(crate) fn read(&mut self, group: GroupId, first_block: u64, count: u32, purpose: ReadPurpose) {
+        let token = self.next_token();
+        self.reads.insert(token, (group, purpose));
+        self.store.read(group, first_block, count, token);
+    }
+
+    pub(crate) fn send_raft(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        from: ReplicaId,
+        to: ReplicaId,
+        message: &Message<LogCommand>,
+    ) {
+        let (meta, payload) = wire::encode(message);
+        self.effects.peers.push((node, PeerMessage::Raft { group, from, to, meta, payload }));
+    }
+
+    pub(crate) fn send_control(&mut self, node: NodeId, body: Bytes) {
+        self.effects.peers.push((node, PeerMessage::Control { body }));
+    }
+}

@@ -1,0 +1,518 @@
+//! The leader's admission of writes: order of overlapping requests, and requests smaller than a physical block.
+//!
+//! What it is: volatile state of the leader, empty at the start of every leadership. A request whose edges lie on
+//! physical blocks is proposed at once, behind earlier overlapping ones. A request with an edge within a block is a
+//! read-modify-write: it waits until every earlier admitted request that overlaps it has been *applied*, reads the
+//! edge blocks, and is proposed as whole blocks; what is admitted later and overlaps queues behind it. It never merges
+//! from the data of an entry not yet applied: that entry may turn out to be a duplicate or fenced, and then its data is
+//! not what the blocks hold. What it is not: a fence or a guard against repeated effects; those are decided at apply.
+//! The early checks here only save log entries.
+//!
+//! Who drives it: the shard. It
+//! * admits only while its replica leads, and only once everything up to the leader's own first entry is *applied*
+//!   (else a read-modify-write could read beneath a committed entry that is still to come, and undo it);
+//! * proposes in the order of the [`Step::Propose`]s, with nothing overlapping proposed from elsewhere;
+//! * serves [`Step::Read`] from the state with every applied entry in it;
+//! * calls [`Admission::on_applied`] after it gave the entry's mutations to the store, [`Admission::on_refused`] for a
+//!   proposal that did not enter the log, and [`Admission::clear`] when leadership is lost or renounced.
+//!
+//! Invariants:
+//! 1. Of two overlapping requests the one admitted first is proposed first, if both are.
+//! 2. A read of an edge is issued only while no earlier overlapping request is unapplied, and no later one is proposed
+//!    before the entry that the read goes into.
+//! 3. A ticket is completed at most once, and a stamp has at most one entry here.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use holdfast_block::{Error, Operation};
+use holdfast_protocol::session::{Epoch, SESSION_WINDOW, Session, Stamp};
+
+use crate::command::Command;
+use crate::planted::{self, Bug};
+use crate::range::{BLOCK, BLOCK_U64, BlockRange};
+use crate::volume::{Outcome, Volume};
+use crate::window::{Known, well_formed};
+
+/// Requests admitted and not applied: a session's window, and once more for stragglers of a session just closed.
+pub const REQUESTS_MAX: usize = 2 * SESSION_WINDOW as usize;
+/// Data of requests that wait for others or for their edges; it is kept only until the request is proposed.
+pub const WAITING_BYTES_MAX: usize = 64 << 20;
+/// Tickets that wait for one stamp: a client resends once per connection, and to few nodes.
+pub const TICKETS_PER_STAMP_MAX: usize = 8;
+
+/// What the shard does next, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Propose this entry; the ticket comes back with its outcome.
+    Propose {
+        ticket: u64,
+        header: Bytes,
+        payload: Bytes,
+    },
+    /// Read these blocks as applied here; the answer goes to [`Admission::on_read`].
+    Read {
+        read: u64,
+        first_block: u64,
+        count: u32,
+    },
+    Complete {
+        ticket: u64,
+        result: Result<(), Error>,
+    },
+}
+
+/// The request was not admitted and nothing is remembered of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdmitError {
+    /// Try again once something completed. The caller takes no later request of the session before this one.
+    #[error("too many requests or bytes wait")]
+    Busy,
+    /// The client breaks the protocol: no honest one sends such a stamp.
+    #[error("the stamp breaks 1 <= oldest <= sequence < oldest + 1024")]
+    MalformedStamp,
+    /// Reads and flushes are served from committed state, not admitted.
+    #[error("not a mutation")]
+    NotAMutation,
+}
+
+/// Rises with every request admitted; the order of overlapping requests.
+type Order = u64;
+
+#[derive(Debug, Default)]
+pub struct Admission {
+    requests: BTreeMap<Order, Request>,
+    by_stamp: BTreeMap<(Epoch, Session, u64), Order>,
+    /// The first ticket of each request: the one it is proposed under.
+    by_ticket: BTreeMap<u64, Order>,
+    reads: BTreeMap<u64, (Order, Edge)>,
+    /// Requests that wait for earlier ones.
+    waiting: BTreeSet<Order>,
+    waiting_bytes: usize,
+    next_order: Order,
+    /// Never used twice, also not after [`Admission::clear`]: a late answer must find nobody.
+    next_read: u64,
+}
+
+#[derive(Debug)]
+struct Request {
+    stamp: Stamp,
+    /// Every block it touches.
+    blocks: BlockRange,
+    /// At least one.
+    tickets: Vec<u64>,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// `blockers`: earlier overlapping requests that must be proposed (whole blocks) or applied (edges) first, > 0.
+    Waiting { change: Change, blockers: usize },
+    /// `missing`: edge blocks still to be read, > 0.
+    Reading { change: Change, missing: usize, head: Option<Bytes>, tail: Option<Bytes> },
+    /// In the caller's hands; the data is forgotten.
+    Proposed,
+}
+
+/// A mutation in logical blocks.
+#[derive(Debug)]
+struct Change {
+    offset: u64,
+    length: u64,
+    kind: ChangeKind,
+}
+
+#[derive(Debug)]
+enum ChangeKind {
+    Write(Bytes),
+    Zeroes { discard: bool },
+}
+
+/// The blocks that a change covers in part: its first, its last, or both where they are one and the same or adjacent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Edge {
+    Head,
+    Tail,
+    Both,
+}
+
+impl Admission {
+    pub fn new() -> Admission {
+        Admission::default()
+    }
+
+    /// Requests admitted and not yet applied.
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    /// `volume` is this replica's, as applied now. `ticket` is one never used before, also not before a `clear`: an
+    /// entry of an earlier leadership may still be applied under it.
+    pub fn admit(
+        &mut self,
+        volume: &Volume,
+        ticket: u64,
+        stamp: Stamp,
+        operation: Operation,
+    ) -> Result<Vec<Step>, AdmitError> {
+        if !well_formed(&stamp) {
+            return Err(AdmitError::MalformedStamp);
+        }
+        let checked = volume.geometry().check(&operation);
+        let change = Change::from_operation(operation).ok_or(AdmitError::NotAMutation)?;
+        if let Some(result) = early_answer(volume, &stamp, checked) {
+            return Ok(vec![Step::Complete { ticket, result }]);
+        }
+        if let Some(order) = self.by_stamp.get(&key(&stamp)) {
+            let request = self.requests.get_mut(order).expect("by_stamp names requests");
+            if request.tickets.len() == TICKETS_PER_STAMP_MAX {
+                return Err(AdmitError::Busy);
+            }
+            request.tickets.push(ticket);
+            return Ok(Vec::new());
+        }
+        let data_bytes = change.data_bytes();
+        if self.requests.len() == REQUESTS_MAX || self.waiting_bytes + data_bytes > WAITING_BYTES_MAX {
+            return Err(AdmitError::Busy);
+        }
+
+        let order = self.next_order;
+        self.next_order += 1;
+        let blocks = BlockRange::touching(change.offset, change.length);
+        let blockers = self.blockers(blocks, change.edge().is_some());
+        self.by_stamp.insert(key(&stamp), order);
+        let clash = self.by_ticket.insert(ticket, order);
+        assert!(clash.is_none(), "ticket {ticket} is in use");
+        let phase = Phase::Waiting { change, blockers };
+        self.requests.insert(order, Request { stamp, blocks, tickets: vec![ticket], phase });
+        self.waiting.insert(order);
+        self.waiting_bytes += data_bytes;
+        let mut steps = Vec::new();
+        if blockers == 0 {
+            self.start(BTreeSet::from([order]), &mut steps);
+        }
+        Ok(steps)
+    }
+
+    /// The answer to [`Step::Read`]; one that nobody waits for any more is ignored.
+    ///
+    /// # Panics
+    /// Where the data has another length than was asked for.
+    pub fn on_read(&mut self, read: u64, data: Result<Bytes, Error>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        let Some((order, edge)) = self.reads.remove(&read) else { return steps };
+        let Some(request) = self.requests.get_mut(&order) else { return steps };
+        let Phase::Reading { missing, head, tail, .. } = &mut request.phase else {
+            unreachable!("a request with a read outstanding is reading")
+        };
+        match data {
+            Err(error) => self.fail(order, error, &mut steps),
+            Ok(data) => {
+                match edge {
+                    Edge::Head => *head = Some(data),
+                    Edge::Tail => *tail = Some(data),
+                    Edge::Both => {
+                        *head = Some(data.slice(..BLOCK));
+                        *tail = Some(data.slice(data.len() - BLOCK..));
+                    }
+                }
+                *missing -= 1;
+                if *missing == 0 {
+                    self.start(BTreeSet::from([order]), &mut steps);
+                }
+            }
+        }
+        steps
+    }
+
+    /// The entry proposed under `ticket` was applied here; one that is not known any more is ignored.
+    pub fn on_applied(&mut self, ticket: u64, outcome: &Outcome) -> Vec<Step> {
+        self.end_proposal(ticket, || result_of(outcome))
+    }
+
+    /// The proposal of `ticket` did not enter the log, and this leadership goes on.
+    pub fn on_refused(&mut self, ticket: u64, error: Error) -> Vec<Step> {
+        self.end_proposal(ticket, || Err(error))
+    }
+
+    /// Forgets everything and completes nothing: the fate of what was proposed is the next leader's to tell.
+    pub fn clear(&mut self) {
+        *self = Admission { next_order: self.next_order, next_read: self.next_read, ..Admission::default() };
+    }
+
+    /// Earlier requests that must be applied (for a read-modify-write) or proposed (for whole blocks) first.
+    fn blockers(&self, blocks: BlockRange, edges: bool) -> usize {
+        if edges && planted::is(Bug::ReadBeforeApplied) || !edges && planted::is(Bug::OvertakesReadModifyWrite) {
+            return 0;
+        }
+        let blocks_it = |request: &&Request| {
+            request.blocks.overlaps(blocks) && (edges || !matches!(request.phase, Phase::Proposed))
+        };
+        self.requests.values().filter(blocks_it).count()
+    }
+
+    fn end_proposal(&mut self, ticket: u64, result: impl FnOnce() -> Result<(), Error>) -> Vec<Step> {
+        let mut steps = Vec::new();
+        if let Some(&order) = self.by_ticket.get(&ticket) {
+            assert!(matches!(self.requests[&order].phase, Phase::Proposed), "ticket {ticket} was not proposed");
+            self.finish(order, result(), &mut steps);
+        }
+        steps
+    }
+
+    /// Takes each of `ready` one step on, and those that get ready by it, in the order of admission.
+    fn start(&mut self, mut ready: BTreeSet<Order>, steps: &mut Vec<Step>) {
+        while let Some(order) = ready.pop_first() {
+            let request = self.requests.get_mut(&order).expect("only requests get ready");
+            let (stamp, ticket, blocks) = (request.stamp, request.tickets[0], request.blocks);
+            let (change, head, tail) = match std::mem::replace(&mut request.phase, Phase::Proposed) {
+                Phase::Waiting { change, .. } => {
+                    self.waiting.remove(&order);
+                    if let Some(edge) = change.edge() {
+                        self.read_edges(order, blocks, edge, change, steps);
+                        continue;
+                    }
+                    (change, None, None)
+                }
+                Phase::Reading { change, head, tail, .. } => (change, head, tail),
+                Phase::Proposed => unreachable!("proposed twice"),
+            };
+            self.waiting_bytes -= change.data_bytes();
+            let (command, payload) = change.into_entry(stamp, blocks, head, tail);
+            steps.push(Step::Propose { ticket, header: command.encode(), payload });
+            self.release(order, blocks, Released::Proposed, &mut ready);
+        }
+    }
+
+    fn read_edges(&mut self, order: Order, blocks: BlockRange, edge: Edge, change: Change, steps: &mut Vec<Step>) {
+        let mut read = |edge: Edge, first_block: u64, count: u32| {
+            let read = self.next_read;
+            self.next_read += 1;
+            self.reads.insert(read, (order, edge));
+            steps.push(Step::Read { read, first_block, count });
+        };
+        let last = blocks.end() - 1;
+        let missing = match edge {
+            Edge::Head => {
+                read(Edge::Head, blocks.first, 1);
+                1
+            }
+            Edge::Tail => {
+                read(Edge::Tail, last, 1);
+                1
+            }
+            Edge::Both if blocks.count <= 2 => {
+                read(Edge::Both, blocks.first, u32::try_from(blocks.count).expect("one or two"));
+                1
+            }
+            Edge::Both => {
+                read(Edge::Head, blocks.first, 1);
+                read(Edge::Tail, last, 1);
+                2
+            }
+        };
+        let request = self.requests.get_mut(&order).expect("it is reading");
+        request.phase = Phase::Reading { change, missing, head: None, tail: None };
+    }
+
+    /// A request that was not proposed ends with an error.
+    fn fail(&mut self, order: Order, error: Error, steps: &mut Vec<Step>) {
+        self.reads.retain(|_, (reader, _)| *reader != order);
+        self.finish(order, Err(error), steps);
+    }
+
+    /// Completes every ticket of the request, forgets it, and starts what waited for it.
+    fn finish(&mut self, order: Order, result: Result<(), Error>, steps: &mut Vec<Step>) {
+        let request = self.requests.remove(&order).expect("by_ticket and reads name requests");
+        self.by_stamp.remove(&key(&request.stamp));
+        self.by_ticket.remove(&request.tickets[0]);
+        let released = match request.phase {
+            Phase::Proposed => Released::Applied,
+            Phase::Reading { change, .. } => {
+                self.waiting_bytes -= change.data_bytes();
+                Released::Dropped
+            }
+            Phase::Waiting { .. } => unreachable!("a waiting request has no proposal and no read to end it"),
+        };
+        steps.extend(request.tickets.iter().map(|&ticket| Step::Complete { ticket, result }));
+        let mut ready = BTreeSet::new();
+        self.release(order, request.blocks, released, &mut ready);
+        self.start(ready, steps);
+    }
+
+    /// Tells the later overlapping requests that wait; collects those that wait for nothing more.
+    fn release(&mut self, order: Order, blocks: BlockRange, released: Released, ready: &mut BTreeSet<Order>) {
+        for &later in self.waiting.range(order + 1..) {
+            let request = self.requests.get_mut(&later).expect("waiting names requests");
+            let Phase::Waiting { change, blockers } = &mut request.phase else {
+                unreachable!("waiting names requests that wait")
+            };
+            let counted = match (released, change.edge().is_some()) {
+                (Released::Proposed, edges) => !edges,
+                (Released::Applied, edges) => edges,
+                (Released::Dropped, _) => true,
+            };
+            if counted && request.blocks.overlaps(blocks) {
+                *blockers -= 1;
+                if *blockers == 0 {
+                    ready.insert(later);
+                }
+            }
+        }
+    }
+}
+
+/// How a request stops to block later ones.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Released {
+    Proposed,
+    /// After it was proposed: applied, or kept out of the log.
+    Applied,
+    /// Never proposed.
+    Dropped,
+}
+
+impl Change {
+    /// `None` for an operation that changes nothing.
+    fn from_operation(operation: Operation) -> Option<Change> {
+        match operation {
+            Operation::Write { offset, data } => {
+                Some(Change { offset, length: data.len() as u64, kind: ChangeKind::Write(data) })
+            }
+            Operation::WriteZeroes { offset, length } => {
+                Some(Change { offset, length, kind: ChangeKind::Zeroes { discard: false } })
+            }
+            Operation::Discard { offset, length } => {
+                Some(Change { offset, length, kind: ChangeKind::Zeroes { discard: true } })
+            }
+            Operation::Read { .. } | Operation::Flush => None,
+        }
+    }
+
+    fn data_bytes(&self) -> usize {
+        match &self.kind {
+            ChangeKind::Write(data) => data.len(),
+            ChangeKind::Zeroes { .. } => 0,
+        }
+    }
+
+    fn edge(&self) -> Option<Edge> {
+        let end = self.offset + self.length;
+        match (!self.offset.is_multiple_of(BLOCK_U64), !end.is_multiple_of(BLOCK_U64)) {
+            (false, false) => None,
+            (true, false) => Some(Edge::Head),
+            (false, true) => Some(Edge::Tail),
+            (true, true) => Some(Edge::Both),
+        }
+    }
+
+    /// `head` is the content of the first block where the change starts within it, `tail` of the last where it ends
+    /// within it; with one block only, both are that block.
+    fn into_entry(
+        self,
+        stamp: Stamp,
+        blocks: BlockRange,
+        head: Option<Bytes>,
+        tail: Option<Bytes>,
+    ) -> (Command, Bytes) {
+        let (has_head, has_tail) = (head.is_some(), tail.is_some());
+        let skip = (self.offset % BLOCK_U64) as usize;
+        match self.kind {
+            ChangeKind::Write(data) => {
+                let payload = if has_head || has_tail { merge(blocks.count, head, tail, skip, &data) } else { data };
+                (write(stamp, blocks.first, &payload), payload)
+            }
+            ChangeKind::Zeroes { discard } => {
+                let edges = u64::from(has_head) + u64::from(has_tail);
+                if blocks.count <= edges {
+                    let zeroes = vec![0; self.length as usize];
+                    let payload = merge(blocks.count, head, tail, skip, &zeroes);
+                    return (write(stamp, blocks.first, &payload), payload);
+                }
+                let cut = ((self.offset + self.length) % BLOCK_U64) as usize;
+                let mut payload = BytesMut::with_capacity(edges as usize * BLOCK);
+                let head = head.map(|block| {
+                    payload.extend_from_slice(&block[..skip]);
+                    payload.resize(BLOCK, 0);
+                    crc32c::crc32c(&payload)
+                });
+                let tail = tail.map(|block| {
+                    let start = payload.len();
+                    payload.resize(start + cut, 0);
+                    payload.extend_from_slice(&block[cut..]);
+                    crc32c::crc32c(&payload[start..])
+                });
+                let first_block = blocks.first + u64::from(has_head);
+                let count = blocks.count - edges;
+                (Command::Zero { stamp, first_block, count, discard, head, tail }, payload.freeze())
+            }
+        }
+    }
+}
+
+/// `count` blocks: the first is `head` and the last is `tail` where given, with `data` laid over them from `skip` on.
+fn merge(count: u64, head: Option<Bytes>, tail: Option<Bytes>, skip: usize, data: &[u8]) -> Bytes {
+    let length = count as usize * BLOCK;
+    let mut merged = BytesMut::with_capacity(length);
+    if let Some(head) = head {
+        merged.extend_from_slice(&head[..skip]);
+    }
+    merged.extend_from_slice(data);
+    if let Some(tail) = tail {
+        let within = merged.len() - (count as usize - 1) * BLOCK;
+        merged.extend_from_slice(&tail[within..]);
+    }
+    assert_eq!(merged.len(), length, "a part of an edge block is missing");
+    merged.freeze()
+}
+
+fn write(stamp: Stamp, first_block: u64, payload: &Bytes) -> Command {
+    let checksums: Arc<[u32]> = payload.chunks(BLOCK).map(crc32c::crc32c).collect();
+    Command::Write { stamp, first_block, checksums }
+}
+
+fn key(stamp: &Stamp) -> (Epoch, Session, u64) {
+    (stamp.epoch, stamp.session, stamp.sequence)
+}
+
+/// What needs no entry, because no later entry can change the answer: epochs and sessions that are over stay over, what
+/// has taken effect has, and volumes never shrink.
+fn early_answer(volume: &Volume, stamp: &Stamp, checked: Result<(), Error>) -> Option<Result<(), Error>> {
+    let (epoch, session) = (volume.epoch(), volume.session());
+    if stamp.epoch < epoch || stamp.session < session {
+        return Some(Err(Error::Fenced));
+    }
+    if stamp.epoch == epoch && stamp.session == session {
+        match volume.attachment().map(|attachment| attachment.window.known(stamp)) {
+            None => return Some(Err(Error::Fenced)),
+            Some(Known::Applied) => return Some(Ok(())),
+            Some(Known::Forgotten) => return Some(result_of(&Outcome::Forgotten)),
+            Some(Known::New) => {}
+        }
+    }
+    checked.err().map(Err)
+}
+
+/// The client's answer to a write or zero.
+fn result_of(outcome: &Outcome) -> Result<(), Error> {
+    match outcome {
+        Outcome::Done | Outcome::Duplicate => Ok(()),
+        Outcome::Fenced => Err(Error::Fenced),
+        Outcome::OutOfRange => Err(Error::OutOfRange),
+        Outcome::Forgotten => Err(Error::Unavailable),
+        Outcome::Malformed
+        | Outcome::Attached { .. }
+        | Outcome::Held { .. }
+        | Outcome::Stale { .. }
+        | Outcome::Detached
+        | Outcome::Resized
+        | Outcome::SizeRefused { .. }
+        | Outcome::FormattedSet
+        | Outcome::FormattedRefused { .. } => unreachable!("admission proposes well-formed writes and zeroes only"),
+    }
+}

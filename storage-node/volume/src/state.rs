@@ -1,0 +1,101 @@
+//! The encoding of a volume's state, as checkpoints and rebuilds carry it.
+//!
+//! Equal states have equal bytes, so replicas are compared by their encoded states. Field table and drawing:
+//! `docs/formats/volume-log.md`. What carries the state protects it with a checksum.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use holdfast_block::Geometry;
+use holdfast_id::{ID_BYTES, VolumeId};
+use holdfast_protocol::session::{Epoch, Instance, Session};
+
+use crate::codec::Reader;
+use crate::command::{DecodeError, encode_formatted, put_name, read_formatted, read_name};
+use crate::name::NAME_BYTES_MAX;
+use crate::planted::{self, Bug};
+use crate::volume::{Attachment, FORMER_INSTANCES_MAX, Volume};
+use crate::window::{WORDS, Window};
+
+/// Kinds of log commands are below 128: a state is never taken for a command.
+const KIND: u8 = 128;
+const VERSION: u8 = 1;
+
+const NAME_FIELD_BYTES_MAX: usize = 2 + NAME_BYTES_MAX;
+const FIXED_BYTES: usize = 4 + ID_BYTES + 8 + 8 + 4 + 1 + 8 + 8 + 1 + 1;
+const ATTACHMENT_BYTES_MAX: usize = NAME_FIELD_BYTES_MAX + 16 + 8 + 8 * WORDS;
+/// Longest encoded state.
+pub const STATE_BYTES_MAX: usize =
+    FIXED_BYTES + NAME_FIELD_BYTES_MAX + 16 * FORMER_INSTANCES_MAX + ATTACHMENT_BYTES_MAX;
+const _: () = assert!(STATE_BYTES_MAX == 977, "the bound stated in docs/formats/volume-log.md");
+
+impl Volume {
+    pub fn encode_state(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(STATE_BYTES_MAX);
+        out.put_u8(KIND);
+        out.put_u8(VERSION);
+        out.put_u16_le(0);
+        out.put_slice(&self.id.to_bytes());
+        out.put_u64_le(self.applied);
+        out.put_u64_le(self.geometry.size_bytes);
+        out.put_u32_le(self.geometry.logical_block_bytes);
+        out.put_u8(encode_formatted(self.formatted));
+        out.put_u64_le(self.epoch.0);
+        out.put_u64_le(self.session.0);
+        out.put_u8(u8::try_from(self.former.len()).expect("at most 16 former instances"));
+        out.put_u8(u8::from(self.attachment.is_some()));
+        put_name(&mut out, &self.name);
+        self.former.iter().for_each(|instance| out.put_u128_le(instance.0));
+        if let Some(attachment) = &self.attachment {
+            put_name(&mut out, &attachment.holder);
+            out.put_u128_le(attachment.instance.0);
+            if planted::is(Bug::SessionLostInSnapshot) {
+                out.put_u64_le(1);
+                out.put_bytes(0, 8 * WORDS);
+            } else {
+                out.put_u64_le(attachment.window.oldest());
+                attachment.window.words().iter().for_each(|word| out.put_u64_le(*word));
+            }
+        }
+        assert!(out.len() <= STATE_BYTES_MAX);
+        out.freeze()
+    }
+
+    pub fn decode_state(bytes: &[u8]) -> Result<Volume, DecodeError> {
+        let invalid = |field| DecodeError::Invalid { field };
+        let mut reader = Reader::new(bytes);
+        let (kind, version, reserved) = (reader.u8()?, reader.u8()?, reader.u16()?);
+        if (kind, version) != (KIND, VERSION) {
+            return Err(DecodeError::Unknown { kind, version });
+        }
+        let id = VolumeId::from_bytes(reader.array()?).ok_or(invalid("volume"))?;
+        let applied = reader.u64()?;
+        let geometry = Geometry::new(reader.u64()?, reader.u32()?).ok_or(invalid("geometry"))?;
+        let formatted = read_formatted(&mut reader)?;
+        let (epoch, session) = (Epoch(reader.u64()?), Session(reader.u64()?));
+        let (former_count, attached) = (usize::from(reader.u8()?), reader.u8()?);
+        if reserved != 0 || former_count > FORMER_INSTANCES_MAX || attached > 1 {
+            return Err(invalid("counts"));
+        }
+        if session.0 < epoch.0 || (attached == 1 && epoch.0 == 0) {
+            return Err(invalid("epoch and session"));
+        }
+        let name = read_name(&mut reader)?;
+        let former = (0..former_count).map(|_| reader.u128().map(Instance)).collect::<Result<VecDeque<_>, _>>()?;
+        let attachment = if attached == 1 {
+            let (holder, instance, oldest) = (read_name(&mut reader)?, Instance(reader.u128()?), reader.u64()?);
+            let mut words = [0; WORDS];
+            for word in &mut words {
+                *word = reader.u64()?;
+            }
+            let window = Window::from_parts(oldest, words).ok_or(invalid("window"))?;
+            Some(Attachment { holder, instance, window })
+        } else {
+            None
+        };
+        match reader.rest() {
+            0 => Ok(Volume { id, name, geometry, applied, formatted, epoch, session, attachment, former }),
+            count => Err(DecodeError::Trailing { count }),
+        }
+    }
+}

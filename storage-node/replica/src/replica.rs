@@ -120,6 +120,7 @@ pub struct Replica<S> {
     checkpoint_running: bool,
     /// The disk wants log space back: keep nothing for laggards at the next checkpoint.
     pressed: bool,
+    checkpoint_due: bool,
     applied_bytes: usize,
     hard_state: HardState,
     /// Appends that the store refused for space, in order; tried again at every call.
@@ -129,6 +130,8 @@ pub struct Replica<S> {
     persisted: PersistSequence,
     held: VecDeque<(PersistSequence, ReplicaId, Message<LogCommand>)>,
     reads: Vec<(LogIndex, u64)>,
+    serving_when_applied: Option<Term>,
+    disk_failure: Option<String>,
     stopped: bool,
 }
 
@@ -203,7 +206,9 @@ impl<S: StateMachine> Replica<S> {
             checkpointed: checkpoint.index,
             checkpoint_running: false,
             pressed: false,
+            checkpoint_due: false,
             applied_bytes: 0,
+            disk_failure: None,
             hard_state,
             refused: VecDeque::new(),
             in_flight: VecDeque::new(),
@@ -211,6 +216,7 @@ impl<S: StateMachine> Replica<S> {
             persisted: PersistSequence(0),
             held: VecDeque::new(),
             reads: Vec::new(),
+            serving_when_applied: None,
             stopped: false,
         })
     }
@@ -237,6 +243,14 @@ impl<S: StateMachine> Replica<S> {
 
     pub fn applied(&self) -> Position {
         self.applied
+    }
+
+    pub fn term(&self) -> Term {
+        self.raft.term()
+    }
+
+    pub fn leader(&self) -> Option<ReplicaId> {
+        self.raft.leader()
     }
 
     pub fn checkpointed(&self) -> LogIndex {
@@ -283,9 +297,10 @@ impl<S: StateMachine> Replica<S> {
         self.call(context, |raft, now, view| raft.on_persisted(now, view, persisted));
     }
 
-    pub fn on_checkpoint_wanted(&mut self, context: &mut Context<'_>, outputs: &mut Vec<Output<S::Outcome>>) {
+    /// The disk wants what this group holds of its log or memory back.
+    pub fn on_checkpoint_wanted(&mut self) {
         self.pressed = true;
-        self.start_checkpoint(context.store, outputs);
+        self.checkpoint_due = true;
     }
 
     pub fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64) {
@@ -344,10 +359,9 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// The disk failed: acknowledge nothing more, lead no more.
-    pub fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str, outputs: &mut Vec<Output<S::Outcome>>) {
+    pub fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str) {
         self.call(context, |raft, now, view| raft.step_down(now, view));
-        self.settle(context, outputs);
-        self.stop(reason.to_owned(), outputs);
+        self.disk_failure = Some(reason.to_owned());
     }
 
     fn peers_on(&self, node: NodeId) -> Vec<ReplicaId> {
@@ -380,7 +394,10 @@ impl<S: StateMachine> Replica<S> {
             self.carry_out(context.store, effect, outputs);
         }
         self.release_held(outputs);
-        if self.applied_bytes >= CHECKPOINT_BYTES {
+        if let Some(reason) = self.disk_failure.take() {
+            return self.stop(reason, outputs);
+        }
+        if self.checkpoint_due || self.applied_bytes >= CHECKPOINT_BYTES {
             self.start_checkpoint(context.store, outputs);
         }
     }
@@ -394,8 +411,13 @@ impl<S: StateMachine> Replica<S> {
             },
             Effect::Committed(index) => self.apply(store, index, outputs),
             Effect::BecameLeader(term) => outputs.push(Output::BecameLeader(term)),
+            // Committed by the others may be before flushed, and so applied, here.
+            Effect::Serving(term) if self.applied.term < term => self.serving_when_applied = Some(term),
             Effect::Serving(term) => outputs.push(Output::Serving(term)),
-            Effect::LostLeadership(term) => outputs.push(Output::LostLeadership(term)),
+            Effect::LostLeadership(term) => {
+                self.serving_when_applied = None;
+                outputs.push(Output::LostLeadership(term));
+            }
             Effect::ReadReady { token, index } if index <= self.applied.index => {
                 outputs.push(Output::ReadReady { token });
             }
@@ -469,6 +491,9 @@ impl<S: StateMachine> Replica<S> {
             }
             self.applied = entry.position;
         }
+        if let Some(term) = self.serving_when_applied.take_if(|term| *term <= self.applied.term) {
+            outputs.push(Output::Serving(term));
+        }
         let applied = self.applied.index;
         for (_, token) in self.reads.extract_if(.., |(index, _)| *index <= applied) {
             outputs.push(Output::ReadReady { token });
@@ -489,10 +514,14 @@ impl<S: StateMachine> Replica<S> {
             position: codec::encode_position(self.applied),
             state: snapshot.encode(),
         };
-        self.applied_bytes = 0;
         match store.checkpoint(self.group, self.applied.index.0, state) {
-            Ok(()) => self.checkpoint_running = true,
-            Err(StoreError::Full) => {}
+            Ok(()) => {
+                self.checkpoint_running = true;
+                self.checkpoint_due = false;
+                self.applied_bytes = 0;
+            }
+            // No space for the write-back now: tried again with the next event, nothing is lost meanwhile.
+            Err(StoreError::Full | StoreError::Busy) => {}
             Err(error) => self.stop(error.to_string(), outputs),
         }
     }

@@ -25,6 +25,10 @@ pub(crate) enum ReadPurpose {
     Edges { read: u64 },
 }
 
+/// The leadership was lost before an answer was known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NotLeader;
+
 /// What the rim carries out after a step, in this order of lists; within a list in order.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -48,8 +52,8 @@ pub(crate) struct Core {
     pub(crate) reads: BTreeMap<u64, (GroupId, ReadPurpose)>,
     /// Groups whose deadline may have moved in this step.
     pub(crate) touched: BTreeSet<GroupId>,
-    /// Groups whose leadership or health changed in this step.
-    pub(crate) changed: BTreeSet<GroupId>,
+    /// Resizes that volumes have applied, or lost with their leadership, by the metadata plane's token.
+    pub(crate) resized: Vec<(u64, Result<(), NotLeader>)>,
     next_token: u64,
 }
 
@@ -63,7 +67,7 @@ impl Core {
             effects: Effects::default(),
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
-            changed: BTreeSet::new(),
+            resized: Vec::new(),
             next_token: 0,
         }
     }

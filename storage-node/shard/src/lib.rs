@@ -1,1 +1,18 @@
-//! One core's worth of storage node: owns groups, events in, effects out.
+//! One core's worth of storage node: it owns the groups of one disk; events in, effects out.
+//!
+//! The binary and the simulator run this same code: it has no clock, no socket, no thread and no randomness but its
+//! seed. The rim gives it what happened together with the time sampled afterwards, and carries out what comes back.
+//! Policy is not here (the metadata plane plans), nor are async runtimes.
+
+#![forbid(unsafe_code)]
+
+mod admin;
+mod core;
+mod machine;
+mod metadata_group;
+mod shard;
+mod volume_group;
+
+pub use admin::{AdminError, AdminReply, AdminRequest, Founder, ReplicaReport, ShardReport, VolumeReport};
+pub use core::{ClientId, Effects};
+pub use shard::{Event, Shard, ShardError, ShardOptions};

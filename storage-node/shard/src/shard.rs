@@ -7,28 +7,23 @@ use bytes::Bytes;
 use holdfast_consensus::Timestamp;
 use holdfast_consensus::liveness::Pairs;
 use holdfast_consensus::raft::Options as RaftOptions;
-use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId};
-use holdfast_metadata::{Catalogue, Intent, IntentReply};
+use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
-use holdfast_replica::replica::{RestoreError, initial_state, machine_state};
-use holdfast_replica::{Directory, Replica, wire};
-use holdfast_store::{Device, DeviceError, OpId, OpenError, RecoveredGroup, Store, StoreError, StoreEvent, Superblock};
+use holdfast_replica::replica::{RestoreError, machine_state};
+use holdfast_replica::{Context, Replica, StateMachine, wire};
+use holdfast_store::{Device, DeviceError, OpId, OpenError, RecoveredGroup, Store, StoreEvent, Superblock};
 use holdfast_volume::Volume;
 
-use crate::admin::{AdminError, AdminReply, AdminRequest, Founder, ReplicaReport, VolumeReport};
+use crate::admin::AdminRequest;
 use crate::core::{ClientId, Core, Effects};
-use crate::machine::{CatalogueMachine, VolumeMachine};
+use crate::machine::VolumeMachine;
 use crate::metadata_group::MetadataGroup;
 use crate::volume_group::VolumeGroup;
 
-/// A leader's lease and a follower's promise, see architecture 3.1.
-const LEASE: Duration = Duration::from_millis(300);
 /// Election timeouts are spread over this much beyond the lease.
 const ELECTION_JITTER: Duration = Duration::from_millis(150);
-/// Clocks of two machines drift apart by less than this: 500 ppm is what NTP itself tolerates before it steps.
-const DRIFT_PPM: u32 = 500;
-const APPEND_BYTES_MAX: usize = 2 << 20;
+const APPEND_BYTES_MAX: usize = 1 << 20;
 const INFLIGHT_BYTES_MAX: usize = 8 << 20;
 
 /// What happened. Whatever wakes a shard is one of these or its deadline.
@@ -43,6 +38,15 @@ pub enum Event {
     Admin { token: u64, request: AdminRequest },
 }
 
+#[derive(Clone, Copy, Debug)]
+pub struct ShardOptions {
+    /// Heartbeats, lease and drift bound.
+    pub liveness: holdfast_consensus::liveness::Options,
+    /// Spreads elections; the rim passes a random one.
+    pub seed: u64,
+}
+
+/// Why a disk does not make a shard.
 #[derive(Debug, thiserror::Error)]
 pub enum ShardError {
     #[error("the disk cannot be opened")]
@@ -55,22 +59,366 @@ pub enum ShardError {
 
 /// One disk's worth of storage node.
 pub struct Shard {
-    core: Core,
-    seed: u64,
-    volumes: BTreeMap<GroupId, VolumeGroup>,
-    metadata: Option<MetadataGroup>,
-    /// Groups whose creation or deletion is on its way to the disk, with who is told when it is there.
-    creating: BTreeMap<GroupId, Creation>,
-    deleting: BTreeMap<GroupId, NodeId>,
+    pub(crate) core: Core,
+    options: ShardOptions,
+    pub(crate) volumes: BTreeMap<GroupId, VolumeGroup>,
+    pub(crate) metadata: Option<MetadataGroup>,
     deadlines: BTreeSet<(Timestamp, GroupId)>,
     deadline_of: BTreeMap<GroupId, Timestamp>,
-    connected: BTreeSet<NodeId>,
 }
 
-struct Creation {
-    replica: ReplicaId,
-    state: holdfast_store::GroupState,
-    /// `None` for the founding of the metadata plane, answered through `token`.
-    reply_to: Option<NodeId>,
-    token: Option<u64>,
+/// The calls of a replica that do not depend on its state machine.
+trait Driven {
+    fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_deadline(&mut self, context: &mut Context<'_>);
+    fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId);
+    fn on_peer_connected(&mut self, context: &mut Context<'_>, node: NodeId);
+    fn on_flushed(&mut self, context: &mut Context<'_>, sequence: u64);
+    fn on_checkpoint_wanted(&mut self);
+    fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64);
+    fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str);
+    fn deadline(&self) -> Option<Timestamp>;
+    fn lives_on(&self, node: NodeId) -> bool;
+}
+
+impl<S: StateMachine> Driven for Replica<S> {
+    fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes) {
+        if to != self.id() {
+            return; // Meant for a former replica of this group on this node.
+        }
+        match wire::decode(meta, payload) {
+            Ok(message) => Replica::on_message(self, context, from, message),
+            // The sender is one of ours, by its certificate, but of another build: as good as lost on the way.
+            Err(_) => {}
+        }
+    }
+
+    fn on_deadline(&mut self, context: &mut Context<'_>) {
+        Replica::on_deadline(self, context);
+    }
+
+    fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId) {
+        Replica::on_suspect(self, context, node);
+    }
+
+    fn on_peer_connected(&mut self, context: &mut Context<'_>, node: NodeId) {
+        Replica::on_peer_connected(self, context, node);
+    }
+
+    fn on_flushed(&mut self, context: &mut Context<'_>, sequence: u64) {
+        Replica::on_flushed(self, context, sequence);
+    }
+
+    fn on_checkpoint_wanted(&mut self) {
+        Replica::on_checkpoint_wanted(self);
+    }
+
+    fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64) {
+        Replica::on_checkpoint_done(self, context, index);
+    }
+
+    fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str) {
+        Replica::on_disk_failed(self, context, reason);
+    }
+
+    fn deadline(&self) -> Option<Timestamp> {
+        Replica::deadline(self)
+    }
+
+    fn lives_on(&self, node: NodeId) -> bool {
+        self.directory().values().any(|home| *home == node)
+    }
+}
+
+impl Shard {
+    /// Opens the disk and every group on it. Blocks for as long as recovery takes.
+    ///
+    /// # Errors
+    /// The disk is not formatted, damaged beyond its redundancy, or written by a newer build: nothing was changed.
+    pub fn open(options: ShardOptions, device: &dyn Device, now: Timestamp) -> Result<Shard, ShardError> {
+        let (store, recovered) = Store::open(device)?;
+        let superblock = *store.superblock();
+        let pairs = Pairs::new(options.liveness, superblock.boot_epoch, now);
+        let core = Core::new(superblock.node, superblock.cluster, superblock.disk, now, store, pairs);
+        let mut shard = Shard {
+            core,
+            options,
+            volumes: BTreeMap::new(),
+            metadata: None,
+            deadlines: BTreeSet::new(),
+            deadline_of: BTreeMap::new(),
+        };
+        for group in recovered {
+            shard.add_group(group)?;
+        }
+        shard.refresh_peers();
+        shard.refresh_deadlines();
+        Ok(shard)
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        self.core.store.superblock()
+    }
+
+    /// When `step` wants to be called though nothing happens.
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let groups = self.deadlines.first().map(|(at, _)| *at);
+        let metadata = self.metadata.as_ref().and_then(MetadataGroup::retry_at);
+        let store = self.core.store.deadline().map(Timestamp);
+        [groups, metadata, self.core.pairs.deadline(), store].into_iter().flatten().min()
+    }
+
+    /// Takes what happened together, with the time sampled after the last of it, and returns what is to be done.
+    pub fn step(&mut self, events: Vec<Event>, now: Timestamp) -> Effects {
+        self.core.now = now;
+        for event in events {
+            self.on_event(event);
+        }
+        self.on_deadlines();
+        self.settle();
+        self.refresh_deadlines();
+        self.core.effects.device.extend(self.core.store.take_ops());
+        std::mem::take(&mut self.core.effects)
+    }
+
+    fn on_event(&mut self, event: Event) {
+        match event {
+            Event::Device { id, result } => self.core.store.on_completion(id, result),
+            Event::Peer { from, message } => self.on_peer(from, message),
+            Event::Client { client, request } => self.on_client(client, request),
+            Event::ClientClosed(client) => {
+                for volume in self.volumes.values_mut() {
+                    volume.on_client_closed(client);
+                }
+            }
+            Event::PeerConnected(node) => {
+                self.core.connected.insert(node);
+                self.each_group_on(node, |replica, context| replica.on_peer_connected(context, node));
+                if let Some(metadata) = &mut self.metadata {
+                    metadata.on_peer_connected();
+                }
+            }
+            Event::PeerClosed(node) => {
+                self.core.connected.remove(&node);
+                self.each_group_on(node, |replica, context| replica.on_suspect(context, node));
+            }
+            Event::Admin { token, request } => self.on_admin(token, request),
+        }
+    }
+
+    fn on_peer(&mut self, from: NodeId, message: PeerMessage) {
+        match message {
+            PeerMessage::Heartbeat { sequence, boot, disk_stalled } => {
+                let news = self.core.pairs.on_heartbeat(self.core.now, from, boot, disk_stalled);
+                let reply = PeerMessage::HeartbeatReply { sequence, boot: self.core.boot(), support: news.support };
+                self.core.effects.peers.push((from, reply));
+                if news.suspect {
+                    self.each_group_on(from, |replica, context| replica.on_suspect(context, from));
+                }
+            }
+            PeerMessage::HeartbeatReply { sequence, boot, support } => {
+                if self.core.pairs.on_reply(self.core.now, from, sequence, boot, support).reachable_again {
+                    self.each_group_on(from, |replica, context| replica.on_peer_connected(context, from));
+                }
+            }
+            PeerMessage::Raft { group, from: sender, to, meta, payload } => {
+                self.with_group(group, |replica, context| replica.on_message(context, sender, to, &meta, &payload));
+            }
+            PeerMessage::Control { body } => self.on_control(from, &body),
+            PeerMessage::Delta { .. } => {}
+        }
+    }
+
+    fn on_client(&mut self, client: ClientId, request: Request) {
+        let volume = request_volume(&request);
+        match self.volumes.get_mut(&GroupId::first(volume)) {
+            Some(group) => {
+                self.core.touched.insert(GroupId::first(volume));
+                group.on_client(&mut self.core, client, request);
+            }
+            None => {
+                let instance = match request {
+                    Request::Attach { instance, .. } | Request::OpenSession { instance, .. } => Some(instance),
+                    _ => None,
+                };
+                let reply = Reply::Refused { volume, instance, reason: session::Refusal::UnknownVolume };
+                self.core.effects.clients.push((client, reply));
+            }
+        }
+    }
+
+    fn on_deadlines(&mut self) {
+        let now = self.core.now;
+        let beat = self.core.pairs.on_deadline(now, self.core.disk_stalled);
+        for (node, heartbeat) in beat.heartbeats {
+            self.core.effects.peers.push((node, heartbeat.into_message(self.core.boot())));
+        }
+        for node in beat.suspects {
+            self.each_group_on(node, |replica, context| replica.on_suspect(context, node));
+        }
+        if self.core.store.deadline().is_some_and(|at| Timestamp(at) <= now) {
+            self.core.store.on_deadline(now.0);
+        }
+        while let Some((at, group)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
+            self.deadlines.remove(&(at, group));
+            self.deadline_of.remove(&group);
+            self.with_group(group, |replica, context| replica.on_deadline(context));
+        }
+    }
+
+    /// Until nothing that happened leaves anything to do: completions wake groups, groups ask the store, and so on.
+    fn settle(&mut self) {
+        loop {
+            let mut quiet = true;
+            for event in self.core.store.take_events() {
+                quiet = false;
+                self.on_store_event(event);
+            }
+            while let Some(group) = self.core.touched.pop_first() {
+                quiet = false;
+                self.core.due.insert(group);
+                if let Some(volume) = self.volumes.get_mut(&group) {
+                    volume.settle(&mut self.core);
+                } else if let Some(metadata) = self.metadata.as_mut().filter(|metadata| metadata.group() == group) {
+                    metadata.settle(&mut self.core);
+                }
+            }
+            self.carry_out_intents();
+            if quiet {
+                return;
+            }
+        }
+    }
+
+    fn on_store_event(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Flushed { group, sequence } => {
+                self.with_group(group, |replica, context| replica.on_flushed(context, sequence));
+            }
+            StoreEvent::CheckpointDone { group, index } => {
+                self.with_group(group, |replica, context| replica.on_checkpoint_done(context, index));
+            }
+            StoreEvent::CheckpointWanted { group } => {
+                self.with_group(group, |replica, _| replica.on_checkpoint_wanted());
+            }
+            StoreEvent::Read { token, result } => {
+                let Some((group, purpose)) = self.core.reads.remove(&token) else { return };
+                if let Some(volume) = self.volumes.get_mut(&group) {
+                    self.core.touched.insert(group);
+                    volume.on_store_read(&mut self.core, purpose, result);
+                }
+            }
+            StoreEvent::GroupCreated { group, .. } => self.on_group_created(group),
+            StoreEvent::GroupDeleted { group, replica } => self.on_group_deleted(group, replica),
+            StoreEvent::Failed { reason } => {
+                let groups: Vec<GroupId> = self.groups();
+                for group in groups {
+                    self.with_group(group, |replica, context| replica.on_disk_failed(context, &reason));
+                }
+                self.core.effects.failed = Some(reason);
+            }
+        }
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        self.volumes.keys().copied().chain(self.metadata.as_ref().map(MetadataGroup::group)).collect()
+    }
+
+    fn with_group(&mut self, group: GroupId, call: impl FnOnce(&mut dyn Driven, &mut Context<'_>)) {
+        let replica: &mut dyn Driven = if let Some(volume) = self.volumes.get_mut(&group) {
+            &mut volume.replica
+        } else if let Some(metadata) = self.metadata.as_mut().filter(|metadata| metadata.group() == group) {
+            &mut metadata.replica
+        } else {
+            return;
+        };
+        self.core.touched.insert(group);
+        call(replica, &mut self.core.context());
+    }
+
+    fn each_group_on(&mut self, node: NodeId, mut call: impl FnMut(&mut dyn Driven, &mut Context<'_>)) {
+        for group in self.groups() {
+            self.with_group(group, |replica, context| {
+                if replica.lives_on(node) {
+                    call(replica, context);
+                }
+            });
+        }
+    }
+
+    /// Makes a group that is on the disk live.
+    pub(crate) fn add_group(&mut self, recovered: RecoveredGroup) -> Result<(), ShardError> {
+        let group = recovered.group;
+        let state = machine_state(&recovered)?;
+        let unreadable = |reason: String| ShardError::State { group, reason };
+        let options = self.raft_options(recovered.replica);
+        let now = self.core.now;
+        if group.is_metadata() {
+            self.metadata = Some(MetadataGroup::restore(recovered, &state, options, now)?);
+        } else {
+            let volume = Volume::decode_state(&state).map_err(|error| unreadable(error.to_string()))?;
+            let replica = Replica::restore(recovered, VolumeMachine { volume }, options, now)?;
+            self.volumes.insert(group, VolumeGroup::new(replica));
+        }
+        self.core.touched.insert(group);
+        self.core.due.insert(group);
+        Ok(())
+    }
+
+    fn raft_options(&self, replica: ReplicaId) -> RaftOptions {
+        // Replicas of one group must not campaign in step: their own random identifiers spread them.
+        let id = replica.as_u128();
+        RaftOptions {
+            id: replica,
+            lease: self.options.liveness.lease,
+            drift_ppm: self.options.liveness.drift_ppm,
+            election_jitter: ELECTION_JITTER,
+            append_bytes_max: APPEND_BYTES_MAX,
+            inflight_bytes_max: INFLIGHT_BYTES_MAX,
+            seed: self.options.seed ^ (id as u64) ^ ((id >> 64) as u64),
+        }
+    }
+
+    /// Heartbeats go to the nodes that share a group with this one, and to no other.
+    pub(crate) fn refresh_peers(&mut self) {
+        let mut nodes = BTreeSet::new();
+        for volume in self.volumes.values() {
+            nodes.extend(volume.replica.directory().values().copied());
+        }
+        if let Some(metadata) = &self.metadata {
+            nodes.extend(metadata.replica.directory().values().copied());
+        }
+        nodes.remove(&self.core.node);
+        self.core.pairs.set_peers(self.core.now, nodes);
+    }
+
+    fn refresh_deadlines(&mut self) {
+        for group in std::mem::take(&mut self.core.due) {
+            let deadline = if let Some(volume) = self.volumes.get(&group) {
+                volume.replica.deadline()
+            } else {
+                self.metadata.as_ref().filter(|metadata| metadata.group() == group).and_then(|m| m.replica.deadline())
+            };
+            let former = match deadline {
+                Some(at) => self.deadline_of.insert(group, at),
+                None => self.deadline_of.remove(&group),
+            };
+            if former != deadline {
+                if let Some(former) = former {
+                    self.deadlines.remove(&(former, group));
+                }
+                self.deadlines.extend(deadline.map(|at| (at, group)));
+            }
+        }
+    }
+}
+
+fn request_volume(request: &Request) -> holdfast_id::VolumeId {
+    match request {
+        Request::Attach { volume, .. }
+        | Request::OpenSession { volume, .. }
+        | Request::Detach { volume, .. }
+        | Request::SetFormatted { volume, .. }
+        | Request::Io { volume, .. } => *volume,
+    }
 }

@@ -5,22 +5,20 @@
 //! 2. A read is answered only with committed state at a moment at which this replica provably led.
 //! 3. Losing the leadership answers `NotLeader` to every open request and forgets it: its fate is the next leader's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_consensus::raft::Refusal;
-use holdfast_consensus::{LogIndex, Message, Position, Term};
-use holdfast_id::{NodeId, VolumeId};
+use holdfast_consensus::{LogIndex, Position, Term};
+use holdfast_id::{ReplicaId, VolumeId};
 use holdfast_protocol::session::{self, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::ReadError;
-use holdfast_volume::{Admission, BlockRange, Command, Outcome, Step};
+use holdfast_volume::{Admission, AdmitError, Command, Name, Outcome, ReadRange, Step};
 
-use crate::core::{ClientId, Core, ReadPurpose};
+use crate::core::{ClientId, Core, NotLeader, ReadPurpose};
 use crate::machine::VolumeMachine;
-
-type Outputs = Vec<Output<Outcome>>;
 
 /// Who asked, and how to find the request in the answer.
 #[derive(Clone, Debug)]
@@ -35,6 +33,7 @@ enum Proposal {
     /// A write, by its ticket in the admission.
     Io(u64),
     Attachment { client: ClientId, request: Request },
+    Resize { token: u64 },
 }
 
 /// A read of a client on its way: first the right to serve it, then the bytes.
@@ -42,7 +41,7 @@ struct ClientRead {
     asker: Asker,
     stamp: Stamp,
     /// `None` for a flush, which needs the first half only.
-    range: Option<BlockRange>,
+    range: Option<ReadRange>,
 }
 
 pub(crate) struct VolumeGroup {
@@ -52,9 +51,13 @@ pub(crate) struct VolumeGroup {
     next_ticket: u64,
     tickets: BTreeMap<u64, Asker>,
     proposals: BTreeMap<LogIndex, (Term, Proposal)>,
+    /// Proposals that consensus could not take yet, in order; bounded by the admission's own limits and the clients'.
+    backlog: VecDeque<(LogCommand, Proposal)>,
     reads: BTreeMap<u64, ClientRead>,
     /// Connections that have asked for this volume: they hear when this node begins to serve it.
     clients: BTreeSet<ClientId>,
+    /// Replicas that need more than the log still has.
+    lagging: BTreeSet<ReplicaId>,
     stopped: Option<String>,
 }
 
@@ -67,8 +70,10 @@ impl VolumeGroup {
             next_ticket: 0,
             tickets: BTreeMap::new(),
             proposals: BTreeMap::new(),
+            backlog: VecDeque::new(),
             reads: BTreeMap::new(),
             clients: BTreeSet::new(),
+            lagging: BTreeSet::new(),
             stopped: None,
         }
     }
@@ -107,7 +112,7 @@ impl VolumeGroup {
 
     fn on_io(&mut self, core: &mut Core, client: ClientId, stamp: Stamp, seen: Position, operation: Operation) {
         let asker = Asker { client, session: stamp.session, sequence: stamp.sequence };
-        if seen.term > self.replica.status().term {
+        if seen.term > self.replica.term() {
             // The client has met a later leader: this one is deposed and does not know yet.
             let reply = self.not_leader();
             core.effects.clients.push((client, reply));
@@ -118,16 +123,25 @@ impl VolumeGroup {
         }
         match operation {
             Operation::Read { offset, length } => {
-                let range = BlockRange::covering(offset, length);
-                self.start_read(core, ClientRead { asker, stamp, range: Some(range) });
+                let range = Some(ReadRange::of(offset, length));
+                self.start_read(core, ClientRead { asker, stamp, range });
             }
             Operation::Flush => self.start_read(core, ClientRead { asker, stamp, range: None }),
             operation => {
                 self.next_ticket += 1;
                 let ticket = self.next_ticket;
-                self.tickets.insert(ticket, asker);
-                let steps = self.admission.admit(&self.replica.machine().volume, ticket, stamp, operation);
-                self.run_steps(core, steps);
+                match self.admission.admit(&self.replica.machine().volume, ticket, stamp, operation) {
+                    Ok(steps) => {
+                        self.tickets.insert(ticket, asker);
+                        self.run_steps(core, steps);
+                    }
+                    // The client resends what it has no answer for; by then there is room.
+                    Err(AdmitError::Busy) => {}
+                    // No honest client does this: it hears nothing and its connection's owner sees no progress.
+                    Err(AdmitError::MalformedStamp | AdmitError::NotAMutation) => {
+                        self.answer(core, &asker, Err(Error::Misaligned));
+                    }
+                }
             }
         }
     }
@@ -136,21 +150,24 @@ impl VolumeGroup {
         let token = core.next_token();
         let client = read.asker.client;
         self.reads.insert(token, read);
-        let mut outputs = Outputs::new();
-        let result = self.replica.read(&mut core.context(), token, &mut outputs);
-        if result.is_err() {
+        if self.replica.read(&mut core.context(), token).is_err() {
             self.reads.remove(&token);
             let reply = self.not_leader();
             core.effects.clients.push((client, reply));
         }
-        self.run_outputs(core, outputs);
     }
 
     fn on_attachment(&mut self, core: &mut Core, client: ClientId, request: Request) {
         let command = match &request {
-            Request::Attach { holder, instance, take_over, .. } => {
-                Command::Attach { holder: holder.clone(), instance: *instance, take_over: *take_over }
-            }
+            Request::Attach { holder, instance, take_over, .. } => match Name::new(holder.clone()) {
+                Ok(holder) => Command::Attach { holder, instance: *instance, take_over: *take_over },
+                Err(error) => {
+                    let reason = session::Refusal::NotAllowed { reason: error.to_string() };
+                    let reply = Reply::Refused { volume: self.volume(), instance: Some(*instance), reason };
+                    core.effects.clients.push((client, reply));
+                    return;
+                }
+            },
             Request::OpenSession { epoch, instance, .. } => Command::OpenSession { epoch: *epoch, instance: *instance },
             Request::Detach { epoch, .. } => Command::Detach { epoch: *epoch },
             Request::SetFormatted { epoch, formatted, .. } => {
@@ -162,29 +179,35 @@ impl VolumeGroup {
         self.propose(core, command, Proposal::Attachment { client, request });
     }
 
-    fn propose(&mut self, core: &mut Core, command: LogCommand, proposal: Proposal) {
-        let mut outputs = Outputs::new();
-        match self.replica.propose(&mut core.context(), command, &mut outputs) {
-            Ok(position) => {
-                // A group of one may have applied it already: its output is still in `outputs`.
-                self.proposals.insert(position.index, (position.term, proposal));
-            }
-            Err(refusal) => self.on_refused(core, &proposal, &refusal),
-        }
-        self.run_outputs(core, outputs);
+    /// Proposes a command that no client asked for; `token` comes back with its fate.
+    pub(crate) fn propose_resize(&mut self, core: &mut Core, size_bytes: u64, token: u64) {
+        let command = Command::Resize { size_bytes };
+        let command = LogCommand { header: command.encode(), payload: Bytes::new() };
+        self.propose(core, command, Proposal::Resize { token });
     }
 
-    fn on_refused(&mut self, core: &mut Core, proposal: &Proposal, _refusal: &Refusal) {
-        let client = match proposal {
-            Proposal::Attachment { client, .. } => Some(*client),
-            Proposal::Io(ticket) => self.tickets.get(ticket).map(|asker| asker.client),
-        };
-        if let Some(client) = client {
-            let reply = self.not_leader();
-            core.effects.clients.push((client, reply));
+    fn propose(&mut self, core: &mut Core, command: LogCommand, proposal: Proposal) {
+        self.backlog.push_back((command, proposal));
+        self.work_off_backlog(core);
+    }
+
+    fn work_off_backlog(&mut self, core: &mut Core) {
+        while let Some((command, proposal)) = self.backlog.pop_front() {
+            match self.replica.propose(&mut core.context(), command.clone()) {
+                Ok(position) => {
+                    self.proposals.insert(position.index, (position.term, proposal));
+                }
+                // Worth another try when the next message or completion arrives; order is kept.
+                Err(Refusal::NoLease | Refusal::Busy | Refusal::Transferring) => {
+                    self.backlog.push_front((command, proposal));
+                    return;
+                }
+                Err(_) => {
+                    self.backlog.push_front((command, proposal));
+                    return self.forget_requests(core);
+                }
+            }
         }
-        // What the admission ordered behind this one relies on it: all of it is asked again.
-        self.forget_requests(core);
     }
 
     fn run_steps(&mut self, core: &mut Core, steps: Vec<Step>) {
@@ -206,58 +229,65 @@ impl VolumeGroup {
         }
     }
 
-    pub(crate) fn run_outputs(&mut self, core: &mut Core, outputs: Outputs) {
-        let group = self.replica.group();
-        core.touched.insert(group);
-        for output in outputs {
-            match output {
-                Output::Send { to, message } => self.send(core, to, &message),
-                Output::Applied { position, outcome } => self.on_applied(core, position, outcome),
-                Output::BecameLeader(_) => {}
-                Output::Serving(term) => {
-                    self.serving = Some(term);
-                    for client in &self.clients {
-                        let reply = Reply::Leading { volume: group.volume, term };
-                        core.effects.clients.push((*client, reply));
-                    }
-                    core.changed.insert(group);
-                }
-                Output::LostLeadership(_) => {
-                    self.serving = None;
-                    self.forget_requests(core);
-                    core.changed.insert(group);
-                }
-                Output::ReadReady { token } => self.on_read_ready(core, token),
-                Output::ReadFailed { token } => {
-                    if let Some(read) = self.reads.remove(&token) {
-                        let reply = self.not_leader();
-                        core.effects.clients.push((read.asker.client, reply));
-                    }
-                }
-                Output::NeedsDelta { .. } => {
-                    core.changed.insert(group);
-                }
-                Output::Stopped { reason } => {
-                    self.stopped = Some(reason);
-                    self.serving = None;
-                    self.forget_requests(core);
-                    core.changed.insert(group);
-                }
+    /// Carries out what this step's events asked of the replica, until it asks for nothing more.
+    pub(crate) fn settle(&mut self, core: &mut Core) {
+        loop {
+            self.work_off_backlog(core);
+            let mut outputs = Vec::new();
+            self.replica.settle(&mut core.context(), &mut outputs);
+            if outputs.is_empty() {
+                return;
+            }
+            for output in outputs {
+                self.on_output(core, output);
             }
         }
     }
 
-    fn send(&self, core: &mut Core, to: holdfast_id::ReplicaId, message: &Message<LogCommand>) {
-        if let Some(node) = self.replica.node_of(to) {
-            core.send_raft(node, self.replica.group(), self.replica.id(), to, message);
+    pub(crate) fn on_output(&mut self, core: &mut Core, output: Output<Outcome>) {
+        let group = self.replica.group();
+        match output {
+            Output::Send { to, message } => {
+                if let Some(node) = self.replica.node_of(to) {
+                    core.send_raft(node, group, self.replica.id(), to, &message);
+                }
+            }
+            Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
+            Output::BecameLeader(_) => {}
+            Output::Serving(term) => {
+                self.serving = Some(term);
+                for client in &self.clients {
+                    let reply = Reply::Leading { volume: group.volume, term };
+                    core.effects.clients.push((*client, reply));
+                }
+            }
+            Output::LostLeadership(_) => {
+                self.serving = None;
+                self.forget_requests(core);
+            }
+            Output::ReadReady { token } => self.on_read_ready(core, token),
+            Output::ReadFailed { token } => {
+                if let Some(read) = self.reads.remove(&token) {
+                    let reply = self.not_leader();
+                    core.effects.clients.push((read.asker.client, reply));
+                }
+            }
+            Output::NeedsDelta { peer } => {
+                self.lagging.insert(peer);
+            }
+            Output::Stopped { reason } => {
+                self.stopped = Some(reason);
+                self.serving = None;
+                self.forget_requests(core);
+            }
         }
     }
 
-    fn on_applied(&mut self, core: &mut Core, position: Position, outcome: Outcome) {
-        if let Outcome::Resized { geometry } = &outcome {
+    fn on_applied(&mut self, core: &mut Core, position: Position, outcome: &Outcome) {
+        if *outcome == Outcome::Resized {
+            let geometry = self.replica.machine().volume.geometry();
             for client in &self.clients {
-                let reply = Reply::Resized { volume: self.volume(), geometry: *geometry };
-                core.effects.clients.push((*client, reply));
+                core.effects.clients.push((*client, Reply::Resized { volume: self.volume(), geometry }));
             }
         }
         let Some((term, proposal)) = self.proposals.remove(&position.index) else { return };
@@ -270,23 +300,25 @@ impl VolumeGroup {
                 self.run_steps(core, steps);
             }
             Proposal::Attachment { client, request } => {
-                let reply = attachment_reply(self.volume(), request, outcome);
+                let reply = self.attachment_reply(&request, outcome);
                 core.effects.clients.push((client, reply));
             }
+            Proposal::Resize { token } => core.resized.push((token, Ok(()))),
         }
     }
 
     fn on_read_ready(&mut self, core: &mut Core, token: u64) {
         let Some(read) = self.reads.get(&token) else { return };
-        if !self.replica.machine().volume.holds(read.stamp.epoch, read.stamp.session) {
+        if !self.replica.machine().volume.serves(read.stamp.epoch, read.stamp.session) {
             let asker = read.asker.clone();
             self.reads.remove(&token);
             return self.answer(core, &asker, Err(Error::Fenced));
         }
-        match read.range {
+        match &read.range {
             Some(range) => {
+                let (first_block, count) = (range.first_block, range.count);
                 let purpose = ReadPurpose::Client { token };
-                core.read(self.replica.group(), range.first_block, range.count, purpose);
+                core.read(self.replica.group(), first_block, count, purpose);
             }
             None => {
                 let asker = read.asker.clone();
@@ -309,37 +341,41 @@ impl VolumeGroup {
             ReadPurpose::Client { token } => {
                 let Some(read) = self.reads.remove(&token) else { return };
                 let range = read.range.expect("only reads of a range reach the store");
-                self.answer(core, &read.asker, result.map(|bytes| range.trim(&bytes)));
+                self.answer(core, &read.asker, result.map(|bytes| bytes.slice(range.trim)));
             }
         }
     }
 
     fn answer(&self, core: &mut Core, asker: &Asker, result: Result<Bytes, Error>) {
-        let status = self.replica.status();
         let reply = Reply::Io {
             volume: self.volume(),
             session: asker.session,
             sequence: asker.sequence,
-            seen: Position { term: status.term, index: self.replica.applied().index },
+            seen: Position { term: self.replica.term(), index: self.replica.applied().index },
             result,
         };
         core.effects.clients.push((asker.client, reply));
     }
 
     fn not_leader(&self) -> Reply {
-        let status = self.replica.status();
-        let elsewhere = status.leader.filter(|leader| *leader != self.replica.id());
-        let leader: Option<NodeId> = elsewhere.and_then(|leader| self.replica.node_of(leader));
-        Reply::NotLeader { volume: self.volume(), term: status.term, leader }
+        let elsewhere = self.replica.leader().filter(|leader| *leader != self.replica.id());
+        let leader = elsewhere.and_then(|leader| self.replica.node_of(leader));
+        Reply::NotLeader { volume: self.volume(), term: self.replica.term(), leader }
     }
 
     fn forget_requests(&mut self, core: &mut Core) {
         self.admission.clear();
         let mut askers: BTreeSet<ClientId> = std::mem::take(&mut self.tickets).into_values().map(|a| a.client).collect();
         askers.extend(std::mem::take(&mut self.reads).into_values().map(|read| read.asker.client));
-        for (_, proposal) in std::mem::take(&mut self.proposals).into_values() {
-            if let Proposal::Attachment { client, .. } = proposal {
-                askers.insert(client);
+        let proposals = std::mem::take(&mut self.proposals).into_values().map(|(_, proposal)| proposal);
+        let backlog = std::mem::take(&mut self.backlog).into_iter().map(|(_, proposal)| proposal);
+        for proposal in proposals.chain(backlog) {
+            match proposal {
+                Proposal::Io(_) => {}
+                Proposal::Attachment { client, .. } => {
+                    askers.insert(client);
+                }
+                Proposal::Resize { token } => core.resized.push((token, Err(NotLeader))),
             }
         }
         for client in askers {
@@ -347,35 +383,40 @@ impl VolumeGroup {
             core.effects.clients.push((client, reply));
         }
     }
-}
 
-/// The one mapping from the outcome of an attachment's log entry to what its asker hears.
-fn attachment_reply(volume: VolumeId, request: Request, outcome: Outcome) -> Reply {
-    let instance: Option<Instance> = match &request {
-        Request::Attach { instance, .. } | Request::OpenSession { instance, .. } => Some(*instance),
-        _ => None,
-    };
-    match outcome {
-        Outcome::Attached { epoch, session, geometry, formatted } => Reply::Attached {
-            volume,
-            instance: instance.expect("only an attach or an opened session attaches"),
-            epoch,
-            session,
-            geometry,
-            formatted,
-        },
-        Outcome::Detached { epoch } => Reply::Detached { volume, epoch },
-        Outcome::FormattedSet { epoch } => Reply::FormattedSet { volume, epoch },
-        Outcome::Held { holder, epoch } => {
-            Reply::Refused { volume, instance, reason: session::Refusal::Held { holder, epoch } }
-        }
-        _ => {
-            let epoch = match request {
-                Request::OpenSession { epoch, .. } | Request::Detach { epoch, .. } => epoch,
-                Request::SetFormatted { epoch, .. } => epoch,
-                Request::Attach { .. } | Request::Io { .. } => session::Epoch(0),
-            };
-            Reply::Refused { volume, instance, reason: session::Refusal::Stale { epoch } }
+    /// The one mapping from the outcome of an attachment's log entry to what its asker hears.
+    fn attachment_reply(&self, request: &Request, outcome: &Outcome) -> Reply {
+        let volume = self.volume();
+        let instance: Option<Instance> = match request {
+            Request::Attach { instance, .. } | Request::OpenSession { instance, .. } => Some(*instance),
+            _ => None,
+        };
+        let state = &self.replica.machine().volume;
+        match (request, outcome) {
+            (_, Outcome::Attached { epoch, session }) => Reply::Attached {
+                volume,
+                instance: instance.expect("only an attach or an opened session attaches"),
+                epoch: *epoch,
+                session: *session,
+                geometry: state.geometry(),
+                formatted: state.formatted(),
+            },
+            (Request::Detach { epoch, .. }, Outcome::Detached) => Reply::Detached { volume, epoch: *epoch },
+            (Request::SetFormatted { epoch, .. }, Outcome::FormattedSet) => {
+                Reply::FormattedSet { volume, epoch: *epoch }
+            }
+            (_, Outcome::Held { holder, epoch }) => {
+                let reason = session::Refusal::Held { holder: holder.to_string(), epoch: *epoch };
+                Reply::Refused { volume, instance, reason }
+            }
+            (_, Outcome::FormattedRefused { formatted }) => {
+                let reason = format!("the volume is {formatted:?} already; it only goes forward");
+                Reply::Refused { volume, instance, reason: session::Refusal::NotAllowed { reason } }
+            }
+            _ => {
+                let reason = session::Refusal::Stale { epoch: state.epoch() };
+                Reply::Refused { volume, instance, reason }
+            }
         }
     }
 }

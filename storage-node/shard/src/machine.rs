@@ -1,0 +1,32 @@
+//! The two state machines as the replica layer drives them.
+
+use bytes::Bytes;
+use holdfast_consensus::LogIndex;
+use holdfast_replica::{Applied, LogCommand, StateMachine};
+use holdfast_volume::{DecodeError, Mutation, Outcome, Volume};
+
+pub(crate) struct VolumeMachine {
+    pub(crate) volume: Volume,
+}
+
+impl StateMachine for VolumeMachine {
+    type Outcome = Outcome;
+    type Error = DecodeError;
+
+    fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Outcome>, DecodeError> {
+        let applied = self.volume.apply(index.0, &command.header, &command.payload)?;
+        let mutations = applied.mutations.into_iter().map(|mutation| match mutation {
+            Mutation::Write { first_block, data, checksums } => {
+                holdfast_store::Mutation::Write { first_block, data, checksums }
+            }
+            Mutation::Zero { first_block, count, discard } => {
+                holdfast_store::Mutation::Zero { first_block, count, discard }
+            }
+        });
+        Ok(Applied { outcome: applied.outcome, mutations: mutations.collect() })
+    }
+
+    fn encode_state(&self) -> Bytes {
+        self.volume.encode_state()
+    }
+}

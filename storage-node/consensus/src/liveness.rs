@@ -6,6 +6,8 @@
 //! `SupportEpoch` for that node: support given in an older epoch proves nothing to a leader that learnt its follower's
 //! epoch in an `AppendReply` of its own term.
 
+pub mod pairs;
+
 use holdfast_id::ReplicaId;
 
 use crate::time::Timestamp;
@@ -27,6 +29,7 @@ pub trait Liveness {
     fn promised_to(&self, peer: ReplicaId) -> Timestamp;
     /// This node's current support epoch for the peer's node, as told in `AppendReply`.
     fn epoch_for(&self, peer: ReplicaId) -> SupportEpoch;
-    /// Called before a vote is granted: every later promise to the peer's node carries a higher epoch.
+    /// Called when a replica here stops following a leader on the peer's node, so before it votes for another: every
+    /// later promise to that node carries a higher epoch. `promised_to` does not fall by it.
     fn withdraw(&mut self, peer: ReplicaId);
 }

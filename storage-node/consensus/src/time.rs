@@ -30,3 +30,19 @@ impl fmt::Display for Timestamp {
         write!(f, "{}.{:06}", self.0 / 1_000_000_000, self.0 % 1_000_000_000 / 1000)
     }
 }
+
+/// A wait that is no shorter than `duration` on any other clock, if each runs within `drift_ppm` of true time: longer
+/// by twice the drift, and once more for the product of both.
+pub fn with_drift(duration: Duration, drift_ppm: u32) -> Duration {
+    duration + drift_of(duration, drift_ppm)
+}
+
+/// The counterpart: a wait that is no longer than `duration` on any other clock.
+pub fn without_drift(duration: Duration, drift_ppm: u32) -> Duration {
+    duration.saturating_sub(drift_of(duration, drift_ppm))
+}
+
+fn drift_of(duration: Duration, drift_ppm: u32) -> Duration {
+    let nanos = duration.as_nanos() * 3 * u128::from(drift_ppm) / 1_000_000;
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}

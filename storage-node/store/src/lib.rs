@@ -4,7 +4,11 @@
 //! Only `format`, `open`, the offline tools and the drivers touch a [`device::Device`].
 //! Not here: terms, votes, peers, what a record means.
 
+mod bytes_at;
 pub mod chunk;
 pub mod device;
 pub mod group;
 pub mod ops;
+pub mod planted;
+pub mod superblock;
+mod wal;

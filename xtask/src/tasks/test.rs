@@ -22,25 +22,32 @@ struct Tier {
 const TIERS: [Tier; 2] =
     [Tier { name: "needs_root", obstacle: not_root }, Tier { name: "needs_fuse", obstacle: no_fuse }];
 
-/// With `nextest` arguments only what they select runs, without the documentation tests.
+/// With `nextest` arguments what they select runs and nothing else: no documentation tests, no tier left out.
 pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
+    let mut arguments: Vec<OsString> = ["nextest", "run", "--locked"].map(OsString::from).into();
     if nextest.is_empty() {
         Step::cargo(workspace, "documentation tests", &["test", "--workspace", "--doc", "--locked", "--quiet"])
             .run()?;
-    }
-    let mut arguments: Vec<OsString> = ["nextest", "run", "--locked"].map(OsString::from).into();
-    if nextest.is_empty() {
         arguments.push("--workspace".into());
-    }
-    arguments.extend(nextest.iter().cloned());
-    for tier in &TIERS {
-        if let Some(obstacle) = (tier.obstacle)() {
-            eprintln!("== skipped tests: {}: {obstacle}", tier.name);
-            arguments.push("--filterset".into());
-            arguments.push(format!("not test(/{}/)", tier.name).into());
+        if let Some(filter) = leave_out(&TIERS) {
+            arguments.extend(["--filterset".into(), filter.into()]);
         }
     }
+    arguments.extend(nextest.iter().cloned());
     Step::cargo(workspace, "tests", &arguments).run()
+}
+
+/// Names the tiers this machine cannot run, and returns the runner's filter for all other tests. One filter for all
+/// of them, because the runner takes the union of several.
+fn leave_out(tiers: &[Tier]) -> Option<String> {
+    let mut impossible = Vec::new();
+    for tier in tiers {
+        if let Some(obstacle) = (tier.obstacle)() {
+            eprintln!("== skipped tests: {}: {obstacle}", tier.name);
+            impossible.push(format!("test(/{}/)", tier.name));
+        }
+    }
+    (!impossible.is_empty()).then(|| format!("not ({})", impossible.join(" | ")))
 }
 
 fn not_root() -> Option<String> {
@@ -65,12 +72,22 @@ fn no_fuse() -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::effective_user;
+    use super::*;
 
     #[test]
     fn the_effective_user_is_the_second_number() {
         assert_eq!(effective_user("Name:\tx\nUid:\t1000\t0\t1000\t1000\nGid:\t5\t5\t5\t5\n"), Some(0));
         assert_eq!(effective_user("Uid:\t0\t1000\t0\t0\n"), Some(1000));
         assert_eq!(effective_user("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn tiers_with_an_obstacle_are_left_out_together() {
+        let possible = || Tier { name: "needs_nothing", obstacle: || None };
+        let impossible = |name| Tier { name, obstacle: || Some("absent".to_owned()) };
+        assert_eq!(leave_out(&[possible()]), None);
+        assert_eq!(leave_out(&[impossible("needs_a"), possible()]), Some("not (test(/needs_a/))".to_owned()));
+        let both = Some("not (test(/needs_a/) | test(/needs_b/))".to_owned());
+        assert_eq!(leave_out(&[impossible("needs_a"), possible(), impossible("needs_b")]), both);
     }
 }

@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::run::{self, Step};
 use crate::workspace::Workspace;
@@ -48,6 +48,19 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         } else {
             install(workspace, tool)?;
         }
+    }
+    Ok(())
+}
+
+/// Fails where a tool is missing or has another version; looked at before a task that would find out much later.
+pub fn require(workspace: &Workspace) -> Result<()> {
+    let missing: Vec<String> = TOOLS
+        .iter()
+        .filter(|tool| !is_installed(workspace, tool))
+        .map(|tool| format!("{} {}", tool.package, tool.version))
+        .collect();
+    if !missing.is_empty() {
+        bail!("not installed: {}; `cargo xtask tools` installs what is missing", missing.join(", "));
     }
     Ok(())
 }

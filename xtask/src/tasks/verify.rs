@@ -9,10 +9,11 @@ use anyhow::{Result, bail};
 use crate::checks;
 use crate::checks::layers;
 use crate::run::Step;
-use crate::tasks::test;
+use crate::tasks::{test, tools};
 use crate::workspace::Workspace;
 
 pub fn run(workspace: &Workspace, skip_tests: bool) -> Result<()> {
+    tools::require(workspace)?;
     rules(workspace)?;
     Step::cargo(workspace, "format", &["fmt", "--all", "--check"]).run()?;
     Step::cargo(workspace, "clippy", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])

@@ -16,6 +16,8 @@ pub struct Workspace {
     pub crates: Crates,
     /// Manifests of the members, by name.
     pub manifests: BTreeMap<String, PathBuf>,
+    /// Features of the members, by name.
+    pub features: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// Who depends on whom. A name stands for every version of it.
@@ -42,6 +44,7 @@ struct Package {
     id: String,
     name: String,
     manifest_path: PathBuf,
+    features: BTreeMap<String, Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -95,12 +98,14 @@ impl Workspace {
             }
             crates.normal.entry(name).or_default().extend(of_kind(None));
         }
-        let members = metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id));
+        let members: Vec<&Package> =
+            metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id)).collect();
         Workspace {
             root: metadata.workspace_root,
             target: metadata.target_directory,
             crates,
-            manifests: members.map(|package| (package.name.clone(), package.manifest_path.clone())).collect(),
+            manifests: members.iter().map(|package| (package.name.clone(), package.manifest_path.clone())).collect(),
+            features: members.iter().map(|p| (p.name.clone(), p.features.keys().cloned().collect())).collect(),
         }
     }
 }
@@ -133,10 +138,10 @@ mod tests {
 
     const METADATA: &str = r#"{
         "packages": [
-            {"id": "a 1", "name": "a", "manifest_path": "/w/a/Cargo.toml"},
-            {"id": "b 1", "name": "b", "manifest_path": "/r/b/Cargo.toml"},
-            {"id": "c 1", "name": "c", "manifest_path": "/r/c/Cargo.toml"},
-            {"id": "d 1", "name": "d", "manifest_path": "/r/d/Cargo.toml"}
+            {"id": "a 1", "name": "a", "manifest_path": "/w/a/Cargo.toml", "features": {"f": []}},
+            {"id": "b 1", "name": "b", "manifest_path": "/r/b/Cargo.toml", "features": {}},
+            {"id": "c 1", "name": "c", "manifest_path": "/r/c/Cargo.toml", "features": {}},
+            {"id": "d 1", "name": "d", "manifest_path": "/r/d/Cargo.toml", "features": {}}
         ],
         "workspace_members": ["a 1"],
         "resolve": {"nodes": [
@@ -162,6 +167,7 @@ mod tests {
         assert_eq!(workspace.crates.build["a"], set(&["c"]));
         assert_eq!(workspace.manifests["a"], PathBuf::from("/w/a/Cargo.toml"));
         assert_eq!(workspace.manifests.len(), 1);
+        assert_eq!(workspace.features, BTreeMap::from([("a".to_owned(), set(&["f"]))]));
     }
 
     #[test]

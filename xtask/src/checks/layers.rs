@@ -29,7 +29,6 @@ const LAYERS: [Layer; 18] = [
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
     Layer { name: "holdfast-consensus", knows: &["holdfast-id"], kind: Kind::Closed(&["thiserror"]) },
     Layer { name: "holdfast-store", knows: &["holdfast-id"], kind: Kind::Rim },
-    Layer { name: "holdfast-volume", knows: &["holdfast-block", "holdfast-id"], kind: Kind::Pure },
     Layer { name: "holdfast-metadata", knows: &["holdfast-id"], kind: Kind::Pure },
     Layer { name: "holdfast-nbd", knows: &["holdfast-block"], kind: Kind::Pure },
     Layer {
@@ -37,6 +36,7 @@ const LAYERS: [Layer; 18] = [
         knows: &["holdfast-block", "holdfast-consensus", "holdfast-id"],
         kind: Kind::Pure,
     },
+    Layer { name: "holdfast-volume", knows: &["holdfast-block", "holdfast-id", "holdfast-protocol"], kind: Kind::Pure },
     Layer { name: "holdfast-transport", knows: &["holdfast-id"], kind: Kind::Rim },
     Layer {
         name: "holdfast-client",

@@ -1,13 +1,18 @@
-//! `cargo xtask test`: documentation tests, then every other test under cargo-nextest.
+//! `cargo xtask test`: documentation tests, the planted bugs, then every other test under cargo-nextest.
+//!
+//! Tests that plant a bug have `planted` in their path and need the feature of that name, which compiles the bugs in.
+//! They run apart, so that all other tests see the code that ships.
 //!
 //! Some tests need more than a compiler. They carry the name of their tier as a module or in their own name
 //! (`needs_root`, `needs_fuse`); a tier that this machine cannot run is left out and named, never silently passed.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 
 use anyhow::Result;
 
+use crate::checks::manifests::PLANTED;
 use crate::run::Step;
 use crate::workspace::Workspace;
 
@@ -22,12 +27,14 @@ struct Tier {
 const TIERS: [Tier; 2] =
     [Tier { name: "needs_root", obstacle: not_root }, Tier { name: "needs_fuse", obstacle: no_fuse }];
 
-/// With `nextest` arguments what they select runs and nothing else: no documentation tests, no tier left out.
+/// With `nextest` arguments what they select runs and nothing else: no documentation
+/// tests, no planted bugs, no tier left out.
 pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
     let mut arguments: Vec<OsString> = ["nextest", "run", "--locked"].map(OsString::from).into();
     if nextest.is_empty() {
         Step::cargo(workspace, "documentation tests", &["test", "--workspace", "--doc", "--locked", "--quiet"])
             .run()?;
+        planted(workspace)?;
         arguments.push("--workspace".into());
         if let Some(filter) = leave_out(&TIERS) {
             arguments.extend(["--filterset".into(), filter.into()]);
@@ -35,6 +42,21 @@ pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
     }
     arguments.extend(nextest.iter().cloned());
     Step::cargo(workspace, "tests", &arguments).run()
+}
+
+/// Runs the tests that plant bugs, in every crate that has some.
+fn planted(workspace: &Workspace) -> Result<()> {
+    let mut arguments: Vec<String> = ["nextest", "run", "--locked"].map(String::from).into();
+    let has_planted = |(_, features): &(&String, &BTreeSet<String>)| features.contains(PLANTED);
+    let crates: Vec<&String> = workspace.features.iter().filter(has_planted).map(|(name, _)| name).collect();
+    if crates.is_empty() {
+        return Ok(());
+    }
+    for name in crates {
+        arguments.extend(["-p".to_owned(), name.clone(), "--features".to_owned(), format!("{name}/{PLANTED}")]);
+    }
+    arguments.extend(["--filterset".to_owned(), format!("test(/{PLANTED}/)")]);
+    Step::cargo(workspace, "planted bugs", &arguments).run()
 }
 
 /// Names the tiers this machine cannot run, and returns the runner's filter for all other tests. One filter for all

@@ -16,8 +16,12 @@ pub fn run(workspace: &Workspace, skip_tests: bool) -> Result<()> {
     tools::require(workspace)?;
     rules(workspace)?;
     Step::cargo(workspace, "format", &["fmt", "--all", "--check"]).run()?;
-    Step::cargo(workspace, "clippy", &["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])
-        .run()?;
+    Step::cargo(
+        workspace,
+        "clippy",
+        &["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"],
+    )
+    .run()?;
     pure_crates(workspace)?;
     Step::cargo(
         workspace,

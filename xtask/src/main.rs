@@ -1,3 +1,66 @@
-//! Developer tasks of the workspace.
+//! Developer tasks of the workspace: `cargo xtask <task>`.
+//!
+//! One file per task in [`tasks`], one per rule in [`checks`]. A rule is a pure function from what was read to the
+//! list of its violations; only tasks run programs. `verify` never writes into the source tree, `fix` does.
 
-fn main() {}
+#![forbid(unsafe_code)]
+
+mod checks;
+mod run;
+mod tasks;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer tasks of the Holdfast workspace")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Check everything that must hold before a change lands; writes nothing into the source tree
+    Verify {
+        /// Run the checks only
+        #[arg(long)]
+        skip_tests: bool,
+    },
+    /// Rewrite what can be rewritten: generated code, clippy's suggestions, formatting
+    Fix,
+    /// Run the documentation tests and the tests
+    Test {
+        /// Arguments of `cargo nextest run`, such as `-p holdfast-store`; the documentation tests are left out then
+        #[arg(last = true)]
+        nextest: Vec<OsString>,
+    },
+    /// Install the pinned cargo-nextest and cargo-deny into the target directory, unless they are there
+    Tools,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<()> {
+    let workspace = Workspace::load()?;
+    match arguments.task {
+        Task::Verify { skip_tests } => tasks::verify::run(&workspace, skip_tests),
+        Task::Fix => tasks::fix::run(&workspace),
+        Task::Test { nextest } => tasks::test::run(&workspace, &nextest),
+        Task::Tools => tasks::tools::run(&workspace),
+    }
+}

@@ -9,14 +9,14 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
-use holdfast_consensus::liveness::Pairs;
-use holdfast_consensus::raft::{Options, Raft, Refusal, Restored, Status};
+use holdfast_consensus::liveness::pairs::Pairs;
 use holdfast_consensus::{
-    Body, Configuration, Effect, Entry, HardState, Liveness, LogIndex, Message, MessageBody, Persist, PersistSequence,
-    Position, SupportEpoch, Term, Timestamp,
+    Body, Configuration, Effect, Entry, HardState, Liveness, LogIndex, Message, Options, Persist, PersistSequence,
+    Position, Raft, Refusal, Restored, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
-use holdfast_store::{Append, AppendError, GroupState, Mutation, Record, RecoveredGroup, Store, StoreError};
+use holdfast_store::group::{Append, AppendError, GroupState, Mutation, Record, RecoveredGroup, StoreError};
+use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
 

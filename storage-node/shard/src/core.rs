@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use holdfast_consensus::liveness::Pairs;
+use holdfast_consensus::liveness::pairs::Pairs;
 use holdfast_consensus::{Message, Timestamp};
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Reply;
 use holdfast_replica::{Context, LogCommand, wire};
-use holdfast_store::{DeviceOp, Store};
+use holdfast_store::ops::DeviceOp;
+use holdfast_store::store::Store;
 
 use crate::admin::AdminReply;
 
@@ -54,6 +55,11 @@ pub(crate) struct Core {
     pub(crate) touched: BTreeSet<GroupId>,
     /// Resizes that volumes have applied, or lost with their leadership, by the metadata plane's token.
     pub(crate) resized: Vec<(u64, Result<(), NotLeader>)>,
+    /// Groups whose deadline is to be asked for at the end of the step.
+    pub(crate) due: BTreeSet<GroupId>,
+    pub(crate) connected: BTreeSet<NodeId>,
+    /// Nodes that share a group with this one: heartbeats go to them.
+    pub(crate) watched: BTreeSet<NodeId>,
     next_token: u64,
 }
 
@@ -68,12 +74,19 @@ impl Core {
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
             resized: Vec::new(),
+            due: BTreeSet::new(),
+            connected: BTreeSet::new(),
+            watched: BTreeSet::new(),
             next_token: 0,
         }
     }
 
     pub(crate) fn context(&mut self) -> Context<'_> {
         Context { now: self.now, pairs: &mut self.pairs, store: &mut self.store }
+    }
+
+    pub(crate) fn boot(&self) -> u64 {
+        self.store.superblock().boot_epoch
     }
 
     pub(crate) fn next_token(&mut self) -> u64 {

@@ -17,10 +17,10 @@ impl StateMachine for VolumeMachine {
         let applied = self.volume.apply(index.0, &command.header, &command.payload)?;
         let mutations = applied.mutations.into_iter().map(|mutation| match mutation {
             Mutation::Write { first_block, data, checksums } => {
-                holdfast_store::Mutation::Write { first_block, data, checksums }
+                holdfast_store::group::Mutation::Write { first_block, data, checksums }
             }
             Mutation::Zero { first_block, count, discard } => {
-                holdfast_store::Mutation::Zero { first_block, count, discard }
+                holdfast_store::group::Mutation::Zero { first_block, count, discard }
             }
         });
         Ok(Applied { outcome: applied.outcome, mutations: mutations.collect() })

@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_consensus::Timestamp;
-use holdfast_consensus::liveness::Pairs;
-use holdfast_consensus::raft::Options as RaftOptions;
+use holdfast_consensus::liveness::pairs::{PairEvent, PairOptions, Pairs};
+use holdfast_consensus::{Options as RaftOptions, Timestamp};
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
 use holdfast_replica::replica::{RestoreError, machine_state};
 use holdfast_replica::{Context, Replica, StateMachine, wire};
-use holdfast_store::{Device, DeviceError, OpId, OpenError, RecoveredGroup, Store, StoreEvent, Superblock};
+use holdfast_store::device::Device;
+use holdfast_store::group::{OpenError, RecoveredGroup, StoreEvent};
+use holdfast_store::ops::{DeviceError, OpId};
+use holdfast_store::store::Store;
+use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
 use crate::admin::AdminRequest;
@@ -40,10 +43,26 @@ pub enum Event {
 
 #[derive(Clone, Copy, Debug)]
 pub struct ShardOptions {
-    /// Heartbeats, lease and drift bound.
-    pub liveness: holdfast_consensus::liveness::Options,
+    /// Between two heartbeats of a pair of nodes.
+    pub heartbeat: Duration,
+    /// A leader's lease and a follower's promise.
+    pub lease: Duration,
+    /// How far the clock of any node may run from true time, in millionths.
+    pub drift_ppm: u32,
     /// Spreads elections; the rim passes a random one.
     pub seed: u64,
+}
+
+impl ShardOptions {
+    /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
+    pub const fn new(seed: u64) -> ShardOptions {
+        ShardOptions {
+            heartbeat: Duration::from_millis(100),
+            lease: Duration::from_millis(300),
+            drift_ppm: 500,
+            seed,
+        }
+    }
 }
 
 /// Why a disk does not make a shard.
@@ -138,7 +157,8 @@ impl Shard {
     pub fn open(options: ShardOptions, device: &dyn Device, now: Timestamp) -> Result<Shard, ShardError> {
         let (store, recovered) = Store::open(device)?;
         let superblock = *store.superblock();
-        let pairs = Pairs::new(options.liveness, superblock.boot_epoch, now);
+        let ShardOptions { heartbeat, lease, drift_ppm, .. } = options;
+        let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot: superblock.boot_epoch });
         let core = Core::new(superblock.node, superblock.cluster, superblock.disk, now, store, pairs);
         let mut shard = Shard {
             core,
@@ -175,6 +195,7 @@ impl Shard {
             self.on_event(event);
         }
         self.on_deadlines();
+        self.on_pair_events();
         self.settle();
         self.refresh_deadlines();
         self.core.effects.device.extend(self.core.store.take_ops());
@@ -200,7 +221,7 @@ impl Shard {
             }
             Event::PeerClosed(node) => {
                 self.core.connected.remove(&node);
-                self.each_group_on(node, |replica, context| replica.on_suspect(context, node));
+                self.core.pairs.on_closed(node);
             }
             Event::Admin { token, request } => self.on_admin(token, request),
         }
@@ -209,18 +230,17 @@ impl Shard {
     fn on_peer(&mut self, from: NodeId, message: PeerMessage) {
         match message {
             PeerMessage::Heartbeat { sequence, boot, disk_stalled } => {
-                let news = self.core.pairs.on_heartbeat(self.core.now, from, boot, disk_stalled);
-                let reply = PeerMessage::HeartbeatReply { sequence, boot: self.core.boot(), support: news.support };
-                self.core.effects.peers.push((from, reply));
-                if news.suspect {
-                    self.each_group_on(from, |replica, context| replica.on_suspect(context, from));
+                let support = self.core.pairs.on_heartbeat(self.core.now, from, boot, disk_stalled);
+                if let Some(support) = support {
+                    let reply = PeerMessage::HeartbeatReply { sequence, boot, support };
+                    self.core.effects.peers.push((from, reply));
                 }
             }
-            PeerMessage::HeartbeatReply { sequence, boot, support } => {
-                if self.core.pairs.on_reply(self.core.now, from, sequence, boot, support).reachable_again {
-                    self.each_group_on(from, |replica, context| replica.on_peer_connected(context, from));
-                }
+            // An answer to a heartbeat of an earlier life of this node proves nothing to this one.
+            PeerMessage::HeartbeatReply { sequence, boot, support } if boot == self.core.boot() => {
+                self.core.pairs.on_reply(from, sequence, support);
             }
+            PeerMessage::HeartbeatReply { .. } => {}
             PeerMessage::Raft { group, from: sender, to, meta, payload } => {
                 self.with_group(group, |replica, context| replica.on_message(context, sender, to, &meta, &payload));
             }
@@ -249,12 +269,11 @@ impl Shard {
 
     fn on_deadlines(&mut self) {
         let now = self.core.now;
-        let beat = self.core.pairs.on_deadline(now, self.core.disk_stalled);
-        for (node, heartbeat) in beat.heartbeats {
-            self.core.effects.peers.push((node, heartbeat.into_message(self.core.boot())));
-        }
-        for node in beat.suspects {
-            self.each_group_on(node, |replica, context| replica.on_suspect(context, node));
+        let boot = self.core.boot();
+        let disk_stalled = self.core.disk_stalled(now);
+        for due in self.core.pairs.on_deadline(now) {
+            let heartbeat = PeerMessage::Heartbeat { sequence: due.sequence, boot, disk_stalled };
+            self.core.effects.peers.push((due.to, heartbeat));
         }
         if self.core.store.deadline().is_some_and(|at| Timestamp(at) <= now) {
             self.core.store.on_deadline(now.0);
@@ -263,6 +282,19 @@ impl Shard {
             self.deadlines.remove(&(at, group));
             self.deadline_of.remove(&group);
             self.with_group(group, |replica, context| replica.on_deadline(context));
+        }
+    }
+
+    fn on_pair_events(&mut self) {
+        for event in self.core.pairs.take_events() {
+            match event {
+                PairEvent::Suspected(node) => {
+                    self.each_group_on(node, |replica, context| replica.on_suspect(context, node));
+                }
+                PairEvent::SupportChanged(node) => {
+                    self.each_group_on(node, |replica, context| replica.on_peer_connected(context, node));
+                }
+            }
         }
     }
 
@@ -370,8 +402,8 @@ impl Shard {
         let id = replica.as_u128();
         RaftOptions {
             id: replica,
-            lease: self.options.liveness.lease,
-            drift_ppm: self.options.liveness.drift_ppm,
+            lease: self.options.lease,
+            drift_ppm: self.options.drift_ppm,
             election_jitter: ELECTION_JITTER,
             append_bytes_max: APPEND_BYTES_MAX,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
@@ -389,7 +421,13 @@ impl Shard {
             nodes.extend(metadata.replica.directory().values().copied());
         }
         nodes.remove(&self.core.node);
-        self.core.pairs.set_peers(self.core.now, nodes);
+        for gone in self.core.watched.difference(&nodes) {
+            self.core.pairs.forget(*gone);
+        }
+        for new in nodes.difference(&self.core.watched) {
+            self.core.pairs.watch(self.core.now, *new);
+        }
+        self.core.watched = nodes;
     }
 
     fn refresh_deadlines(&mut self) {

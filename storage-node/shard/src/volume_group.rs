@@ -9,12 +9,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
-use holdfast_consensus::raft::Refusal;
-use holdfast_consensus::{LogIndex, Position, Term};
+use holdfast_consensus::{LogIndex, Position, Refusal, Term};
 use holdfast_id::{ReplicaId, VolumeId};
 use holdfast_protocol::session::{self, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
-use holdfast_store::ReadError;
+use holdfast_store::group::ReadError;
 use holdfast_volume::{Admission, AdmitError, Command, Name, Outcome, ReadRange, Step};
 
 use crate::core::{ClientId, Core, NotLeader, ReadPurpose};

@@ -2,6 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::SystemTime;
+
+use holdfast_transport::PeerRole;
+use holdfast_transport::pki::{Identity, PkiError, Roots};
 
 /// Smallest disk: room for the WAL, the group table and a few volumes.
 pub const DISK_BYTES_MIN: u64 = 256 << 20;
@@ -45,5 +49,17 @@ impl Config {
             return Err(ConfigError::DiskTooSmall { found: self.disk_bytes });
         }
         Ok(())
+    }
+
+    /// The node's certificate and key, and whom it trusts; checked, so that a wrong one is told at the start.
+    ///
+    /// # Errors
+    /// A file that is missing or unreadable, or a certificate that is expired, another role's or another authority's.
+    pub fn credentials(&self) -> Result<(Identity, Roots), PkiError> {
+        let roots = Roots::load(&self.pki.join("ca.pem"))?;
+        let certificate = self.pki.join(format!("{}.pem", self.name));
+        let identity = Identity::load(&certificate, &self.pki.join(format!("{}.key", self.name)))?;
+        identity.check(PeerRole::Node, &roots, SystemTime::now())?;
+        Ok((identity, roots))
     }
 }

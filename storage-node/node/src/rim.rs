@@ -13,9 +13,12 @@ use holdfast_consensus::Timestamp;
 use holdfast_id::{ClusterId, DiskId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
-use holdfast_shard::{AdminReply, ClientId, Effects, Event, Shard, ShardOptions};
-use holdfast_transport::pki::Identity;
-use holdfast_transport::{ConnectionId, PeerIdentity, PeerRole, Transport, TransportEvent};
+use holdfast_protocol::wire::Encoded;
+use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
+use holdfast_transport::{
+    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
+};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use tokio::sync::oneshot;
@@ -68,53 +71,68 @@ enum Remote {
 
 pub(crate) struct Rim {
     poll: Poll,
-    transport: Transport,
+    config: Arc<Config>,
     calls: Receiver<(Call, oneshot::Sender<Answer>)>,
     disk: Disk,
-    shard: Option<Shard>,
+    /// `None` while the disk belongs to no cluster: nothing is listened to then but control calls.
+    live: Option<Live>,
+    node: NodeId,
+    stopping: bool,
+}
+
+/// What a node has once it belongs to a cluster.
+struct Live {
+    shard: Shard,
+    transport: Transport,
     peers: Peers,
     remotes: BTreeMap<ConnectionId, Remote>,
     clients: BTreeMap<ClientId, ConnectionId>,
     next_client: u64,
     waiting: BTreeMap<u64, oneshot::Sender<Answer>>,
     next_token: u64,
-    node: NodeId,
-    stopping: bool,
 }
 
 impl Rim {
     /// Opens everything that can be refused: certificates, ports, the disk.
-    pub(crate) fn start(config: &Config, identity: Identity) -> Result<(Rim, Control)> {
-        let node = identity_node(&identity)?;
+    pub(crate) fn start(config: &Arc<Config>) -> Result<(Rim, Control)> {
+        let (identity, _) = config.credentials()?;
+        let node = NodeId::from_bytes(identity.peer().id.to_be_bytes()).context("the certificate names no node")?;
         let poll = Poll::new().context("epoll")?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).context("eventfd")?);
         let (sender, calls) = sync_channel(CALLS_MAX);
-        let mut disk = Disk::open(config)?;
+        let disk = Disk::open(config)?;
         poll.registry().register(&mut SourceFd(&disk.fd()), DISK, Interest::READABLE).context("watch the disk")?;
-        let cluster = disk.cluster();
-        let options = holdfast_transport::Options::new(identity, cluster);
-        let mut transport = Transport::new(options, poll.registry(), TRANSPORT..TRANSPORT_END)?;
-        let listener = TcpListener::bind(config.listen)
-            .with_context(|| format!("listen on {}; is another node running there?", config.listen))?;
+        let mut rim = Rim { poll, config: Arc::clone(config), calls, disk, live: None, node, stopping: false };
+        rim.go_live()?;
+        Ok((rim, Control { calls: sender, waker }))
+    }
+
+    fn go_live(&mut self) -> Result<()> {
+        let options = ShardOptions::new(u64::from_le_bytes(random_bytes()?));
+        let Some(shard) = self.disk.open_shard(options, clock::now())? else { return Ok(()) };
+        let (identity, roots) = self.config.credentials()?;
+        let superblock = shard.superblock();
+        let versions = Versions { min: PROTOCOL_VERSION_MIN, max: PROTOCOL_VERSION };
+        let mut options = holdfast_transport::Options::new(identity, roots, superblock.boot_epoch, versions);
+        options.cluster = Some(superblock.cluster);
+        let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
+        let listen = self.config.listen;
+        let listener = TcpListener::bind(listen)
+            .with_context(|| format!("listen on {listen}: is another node running there?"))?;
         transport.listen(listener)?;
-        let shard = disk.open_shard(options_of_shard()?, clock::now())?;
-        let peers = Peers::open(config.dir.join("peers.json"), node)?;
-        let rim = Rim {
-            poll,
-            transport,
-            calls,
-            disk,
+        let peers = Peers::open(self.config.dir.join("peers.json"), self.node)?;
+        tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
+        self.live = Some(Live {
             shard,
+            transport,
             peers,
             remotes: BTreeMap::new(),
             clients: BTreeMap::new(),
             next_client: 0,
             waiting: BTreeMap::new(),
             next_token: 0,
-            node,
-            stopping: false,
-        };
-        Ok((rim, Control { calls: sender, waker }))
+        });
+        Ok(())
     }
 
     /// Until a stop is asked for.
@@ -124,85 +142,145 @@ impl Rim {
     pub(crate) fn run(mut self) -> Result<()> {
         let mut readiness = Events::with_capacity(EVENTS_MAX);
         while !self.stopping {
-            let timeout = self.deadline().map(|at| at.since(clock::now()));
+            let deadline = self.live.as_ref().and_then(Live::deadline);
+            let timeout = deadline.map(|at| at.since(clock::now()));
             match self.poll.poll(&mut readiness, timeout) {
                 Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error).context("epoll"),
                 _ => {}
             }
-            let now = clock::now();
             let mut events = Vec::new();
-            for event in &readiness {
-                if self.transport.owns(event.token()) {
-                    self.transport.on_ready(event, clock::since_boot(now));
-                }
-            }
-            self.transport.on_deadline(clock::since_boot(now));
             self.take_calls(&mut events);
-            self.take_frames(now, &mut events);
-            events.extend(self.disk.completions().into_iter().map(|(id, result)| Event::Device { id, result }));
+            let completions = self.disk.completions();
+            let Some(live) = &mut self.live else { continue };
+            live.take_frames(&readiness, &mut events);
+            events.extend(completions.into_iter().map(|(id, result)| Event::Device { id, result }));
             // Sampled after the last event was received: an answer that waited in a queue must not look fresh.
             let now = clock::now();
-            if let Some(shard) = &mut self.shard {
-                let effects = shard.step(events, now);
-                self.carry_out(effects)?;
+            let mut effects = live.shard.step(events, now);
+            self.disk.submit(std::mem::take(&mut effects.device));
+            if let Some(reason) = effects.failed.take() {
+                tracing::error!(%reason, "the disk failed: this node serves nothing more from it");
+                self.disk.fail(reason);
             }
-            self.peers.connect_due(&mut self.transport, now);
-            self.transport.flush();
+            live.carry_out(effects)?;
+            live.peers.connect_due(&mut live.transport, now);
+            live.transport.flush();
         }
         Ok(())
     }
 
-    fn deadline(&self) -> Option<Timestamp> {
-        let shard = self.shard.as_ref().and_then(Shard::deadline);
-        let transport = self.transport.deadline().map(|since_boot| Timestamp::ZERO + since_boot);
-        [shard, transport, self.peers.deadline()].into_iter().flatten().min()
+    fn take_calls(&mut self, events: &mut Vec<Event>) {
+        while let Ok((call, answer)) = self.calls.try_recv() {
+            let reply = match call {
+                Call::Probe => Answer::Disk(self.disk.view()),
+                Call::Format { cluster } => match self.format(cluster) {
+                    Ok(()) => Answer::Disk(self.disk.view()),
+                    Err(error) => Answer::Refused(format!("{error:#}")),
+                },
+                Call::Stop => {
+                    self.stopping = true;
+                    Answer::Done
+                }
+                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => Answer::Refused(match self.disk.view().state {
+                    DiskState::Empty => "the node belongs to no cluster yet".into(),
+                    DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
+                    DiskState::Formatted(_) => "the disk is not open".into(),
+                }),
+                Call::Learn(addresses) => {
+                    let live = self.live.as_mut().expect("checked by the arm before");
+                    match live.peers.learn(&addresses) {
+                        Ok(()) => Answer::Done,
+                        Err(error) => Answer::Refused(format!("{error:#}")),
+                    }
+                }
+                Call::Shard(request) => {
+                    let live = self.live.as_mut().expect("checked by the arm before");
+                    live.next_token += 1;
+                    live.waiting.insert(live.next_token, answer);
+                    events.push(Event::Admin { token: live.next_token, request });
+                    continue;
+                }
+            };
+            // The caller may have given up waiting.
+            let _ = answer.send(reply);
+        }
     }
 
-    fn take_frames(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+    fn format(&mut self, cluster: ClusterId) -> Result<()> {
+        if let DiskState::Formatted(superblock) = self.disk.view().state {
+            anyhow::ensure!(superblock.cluster == cluster, "the disk belongs to cluster {}", superblock.cluster);
+            return Ok(());
+        }
+        let disk = DiskId::from_bytes(random_bytes()?).context("a random identifier of all zeroes")?;
+        self.disk.format(cluster, self.node, disk)?;
+        self.go_live()
+    }
+}
+
+impl Live {
+    fn deadline(&self) -> Option<Timestamp> {
+        let transport = self.transport.deadline().map(|since_boot| Timestamp::ZERO + since_boot);
+        [self.shard.deadline(), transport, self.peers.deadline()].into_iter().flatten().min()
+    }
+
+    fn take_frames(&mut self, readiness: &Events, events: &mut Vec<Event>) {
+        let now = clock::now();
+        for event in readiness {
+            if self.transport.owns(event.token()) {
+                self.transport.on_ready(event, clock::since_boot(now));
+            }
+        }
+        self.transport.on_deadline(clock::since_boot(now));
         while let Some(event) = self.transport.poll() {
             match event {
                 TransportEvent::Connected { connection, identity, .. } => {
-                    let remote = self.on_connected(connection, identity);
-                    if let Remote::Node(node) = remote {
+                    if let Remote::Node(node) = self.on_connected(connection, identity) {
                         events.push(Event::PeerConnected(node));
                     }
                 }
-                TransportEvent::Frame { connection, frame } => {
-                    let Some(remote) = self.remotes.get(&connection).copied() else { continue };
-                    let event = match remote {
-                        Remote::Node(from) => PeerMessage::decode(frame.kind, frame.meta, frame.payload)
-                            .map(|message| Event::Peer { from, message })
-                            .map_err(|error| error.to_string()),
-                        Remote::Client(client) => Request::decode(frame.kind, frame.meta, frame.payload)
-                            .map(|request| Event::Client { client, request })
-                            .map_err(|error| error.to_string()),
-                    };
-                    match event {
-                        Ok(event) => events.push(event),
-                        Err(reason) => {
-                            tracing::warn!(%connection, %reason, "a frame that cannot be read; the connection ends");
-                            self.transport.close(connection);
-                        }
-                    }
-                }
-                TransportEvent::Closed { connection, reason } => {
+                TransportEvent::Frame { connection, frame } => self.on_frame(connection, frame, events),
+                TransportEvent::Closed { connection, reason, .. } => {
                     self.peers.on_closed(connection, &reason, now);
-                    match self.remotes.remove(&connection) {
-                        Some(Remote::Node(node)) => {
-                            // A newer connection of the same pair may have taken this one's place.
-                            if self.peers.connection(node).is_none() {
-                                events.push(Event::PeerClosed(node));
-                            }
-                        }
-                        Some(Remote::Client(client)) => {
-                            self.clients.remove(&client);
-                            events.push(Event::ClientClosed(client));
-                        }
-                        None => tracing::debug!(%connection, %reason, "a connection came to nothing"),
-                    }
+                    self.forget(connection, events);
                 }
                 TransportEvent::Writable { .. } => {}
             }
+        }
+    }
+
+    fn on_frame(&mut self, connection: ConnectionId, frame: Frame, events: &mut Vec<Event>) {
+        let Frame { kind, meta, payload } = frame;
+        let event = match self.remotes.get(&connection).copied() {
+            Some(Remote::Node(from)) => {
+                PeerMessage::decode(kind, meta, payload).map(|message| Event::Peer { from, message })
+            }
+            Some(Remote::Client(client)) => {
+                Request::decode(kind, meta, payload).map(|request| Event::Client { client, request })
+            }
+            None => return,
+        };
+        match event {
+            Ok(event) => events.push(event),
+            Err(error) => {
+                tracing::warn!(%connection, %error, "a message that cannot be read: the connection ends");
+                self.transport.close(connection);
+                self.peers.on_closed(connection, &CloseReason::Goodbye, clock::now());
+                self.forget(connection, events);
+            }
+        }
+    }
+
+    fn forget(&mut self, connection: ConnectionId, events: &mut Vec<Event>) {
+        match self.remotes.remove(&connection) {
+            // A newer connection of the same pair may have taken this one's place.
+            Some(Remote::Node(node)) if self.peers.connection(node).is_none_or(|current| current == connection) => {
+                events.push(Event::PeerClosed(node));
+            }
+            Some(Remote::Client(client)) => {
+                self.clients.remove(&client);
+                events.push(Event::ClientClosed(client));
+            }
+            Some(Remote::Node(_)) | None => {}
         }
     }
 
@@ -227,58 +305,16 @@ impl Rim {
         remote
     }
 
-    fn take_calls(&mut self, events: &mut Vec<Event>) {
-        while let Ok((call, answer)) = self.calls.try_recv() {
-            let reply = match call {
-                Call::Probe => Answer::Disk(self.disk.view()),
-                Call::Format { cluster } => match self.format(cluster) {
-                    Ok(()) => Answer::Disk(self.disk.view()),
-                    Err(error) => Answer::Refused(format!("{error:#}")),
-                },
-                Call::Learn(addresses) => match self.peers.learn(&addresses) {
-                    Ok(()) => Answer::Done,
-                    Err(error) => Answer::Refused(format!("{error:#}")),
-                },
-                Call::Stop => {
-                    self.stopping = true;
-                    Answer::Done
-                }
-                Call::Shard(request) if self.shard.is_some() => {
-                    self.next_token += 1;
-                    self.waiting.insert(self.next_token, answer);
-                    events.push(Event::Admin { token: self.next_token, request });
-                    continue;
-                }
-                Call::Shard(_) => Answer::Refused(match self.disk.view().state {
-                    DiskState::Empty => "the node belongs to no cluster yet".into(),
-                    DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
-                    DiskState::Formatted(_) => "the disk is not open".into(),
-                }),
-            };
-            // The caller may have given up waiting.
-            let _ = answer.send(reply);
-        }
-    }
-
-    fn format(&mut self, cluster: ClusterId) -> Result<()> {
-        if self.disk.cluster() == Some(cluster) {
-            return Ok(());
-        }
-        let disk = DiskId::from_bytes(random_bytes()?).context("a random identifier of all zeroes")?;
-        self.disk.format(cluster, self.node, disk)?;
-        self.shard = self.disk.open_shard(options_of_shard()?, clock::now())?;
-        self.transport.set_cluster(cluster);
-        Ok(())
-    }
-
     fn carry_out(&mut self, effects: Effects) -> Result<()> {
-        self.disk.submit(effects.device);
         for (node, message) in effects.peers {
             let Some(connection) = self.peers.connection(node) else { continue };
-            let class = message.class();
-            let (kind, meta, payload) = message.encode();
-            // A full or closed connection loses the message; consensus sends again what matters.
-            let _ = self.transport.send(connection, class.into(), holdfast_transport::Frame { kind, meta, payload });
+            let class = match message {
+                PeerMessage::Heartbeat { .. } | PeerMessage::HeartbeatReply { .. } => Class::Control,
+                PeerMessage::Raft { .. } | PeerMessage::Control { .. } => Class::Data,
+                PeerMessage::Delta { .. } => Class::Bulk,
+            };
+            // A full or closed connection loses the message; whoever needs an answer sends again.
+            let _ = self.transport.send(connection, class, into_frame(message.encode()));
         }
         for (client, reply) in effects.clients {
             self.reply(client, &reply);
@@ -291,36 +327,24 @@ impl Rim {
         if !effects.addresses.is_empty() {
             self.peers.learn(&effects.addresses)?;
         }
-        if let Some(reason) = effects.failed {
-            tracing::error!(%reason, "the disk failed: this node serves nothing more from it");
-            self.disk.fail(reason);
-        }
         Ok(())
     }
 
     fn reply(&mut self, client: ClientId, reply: &Reply) {
         let Some(connection) = self.clients.get(&client) else { return };
-        let (kind, meta, payload) = reply.encode();
-        let frame = holdfast_transport::Frame { kind, meta, payload };
-        if self.transport.send(*connection, holdfast_transport::Class::Data, frame).is_err() {
-            // A client that does not read its answers has lost them: it starts again with a new connection.
+        if self.transport.send(*connection, Class::Data, into_frame(reply.encode())).is_err() {
+            // A client that does not take its answers has lost them: it starts again with a new connection.
             self.transport.close(*connection);
         }
     }
 }
 
-pub(crate) fn identity_node(identity: &Identity) -> Result<NodeId> {
-    let peer = identity.peer();
-    anyhow::ensure!(peer.role == PeerRole::Node, "the certificate is for the role {}, not for a node", peer.role);
-    NodeId::from_bytes(peer.id.to_be_bytes()).context("the certificate names no node")
+fn into_frame(message: Encoded) -> Frame {
+    Frame { kind: message.kind, meta: message.meta, payload: message.payload }
 }
 
 fn random_bytes<const N: usize>() -> Result<[u8; N]> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).context("the system has no random numbers")?;
     Ok(bytes)
-}
-
-fn options_of_shard() -> Result<ShardOptions> {
-    Ok(ShardOptions::new(u64::from_le_bytes(random_bytes()?)))
 }

@@ -1,0 +1,131 @@
+//! [`Peers`]: one connection to every known node, made anew when it is lost.
+//!
+//! Of a pair, the node with the lower identifier connects; the other waits. Where both ends know each other there is
+//! so exactly one connection, and a second one (the peer started again before this end noticed) replaces the first.
+
+use std::collections::BTreeMap;
+use std::net::ToSocketAddrs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use holdfast_consensus::Timestamp;
+use holdfast_id::NodeId;
+use holdfast_transport::{CloseReason, ConnectionId, PeerIdentity, PeerRole, Transport};
+
+use crate::addresses::AddressBook;
+use crate::clock;
+
+/// After a connection was lost or came to nothing; doubled each time, up to the maximum.
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+
+struct Peer {
+    address: String,
+    /// Greeted and usable.
+    connection: Option<ConnectionId>,
+    /// Under way.
+    connecting: Option<ConnectionId>,
+    retry_at: Timestamp,
+    retry_after: Duration,
+}
+
+pub(crate) struct Peers {
+    node: NodeId,
+    book: AddressBook,
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Peers {
+    pub(crate) fn open(path: PathBuf, node: NodeId) -> Result<Peers> {
+        let book = AddressBook::open(path)?;
+        let mut peers = Peers { node, peers: BTreeMap::new(), book };
+        peers.refresh();
+        Ok(peers)
+    }
+
+    pub(crate) fn learn(&mut self, addresses: &[(NodeId, String)]) -> Result<()> {
+        if self.book.learn(addresses)? {
+            self.refresh();
+        }
+        Ok(())
+    }
+
+    fn refresh(&mut self) {
+        for (node, address) in self.book.iter().filter(|(node, _)| *node != self.node) {
+            let peer = self.peers.entry(node).or_insert_with(|| Peer {
+                address: String::new(),
+                connection: None,
+                connecting: None,
+                retry_at: Timestamp::ZERO,
+                retry_after: RETRY_MIN,
+            });
+            if peer.address != address {
+                address.clone_into(&mut peer.address);
+                peer.retry_at = Timestamp::ZERO;
+            }
+        }
+    }
+
+    pub(crate) fn connection(&self, node: NodeId) -> Option<ConnectionId> {
+        self.peers.get(&node).and_then(|peer| peer.connection)
+    }
+
+    /// When `connect_due` has something to do.
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        self.peers.iter().filter(|(node, peer)| self.is_due(**node, peer)).map(|(_, peer)| peer.retry_at).min()
+    }
+
+    fn is_due(&self, node: NodeId, peer: &Peer) -> bool {
+        self.node < node && peer.connection.is_none() && peer.connecting.is_none()
+    }
+
+    pub(crate) fn connect_due(&mut self, transport: &mut Transport, now: Timestamp) {
+        let own = self.node;
+        for (node, peer) in &mut self.peers {
+            let waits = own >= *node || peer.connection.is_some() || peer.connecting.is_some() || peer.retry_at > now;
+            if waits {
+                continue;
+            }
+            peer.retry_at = now + peer.retry_after;
+            peer.retry_after = (peer.retry_after * 2).min(RETRY_MAX);
+            // Names are resolved anew each time: a pod that moved keeps its name, not its address.
+            match peer.address.to_socket_addrs().map(|mut found| found.next()) {
+                Ok(Some(address)) => {
+                    let expected = PeerIdentity { role: PeerRole::Node, id: node.as_u128() };
+                    peer.connecting = Some(transport.connect(address, Some(expected), clock::since_boot(now)));
+                }
+                Ok(None) => tracing::warn!(%node, address = %peer.address, "the address names no machine"),
+                Err(error) => tracing::warn!(%node, address = %peer.address, %error, "the address cannot be resolved"),
+            }
+        }
+    }
+
+    /// Returns the connection that this one replaces.
+    pub(crate) fn on_connected(&mut self, node: NodeId, connection: ConnectionId) -> Option<ConnectionId> {
+        let peer = self.peers.entry(node).or_insert_with(|| Peer {
+            address: String::new(),
+            connection: None,
+            connecting: None,
+            retry_at: Timestamp::ZERO,
+            retry_after: RETRY_MIN,
+        });
+        peer.connecting = None;
+        peer.retry_after = RETRY_MIN;
+        tracing::info!(%node, %connection, "peer connected");
+        peer.connection.replace(connection)
+    }
+
+    pub(crate) fn on_closed(&mut self, connection: ConnectionId, reason: &CloseReason, now: Timestamp) {
+        for (node, peer) in &mut self.peers {
+            if peer.connection == Some(connection) {
+                tracing::info!(%node, %connection, %reason, "peer lost");
+                peer.connection = None;
+                peer.retry_at = now + RETRY_MIN;
+            } else if peer.connecting == Some(connection) {
+                tracing::debug!(%node, %connection, %reason, "peer not reached");
+                peer.connecting = None;
+            }
+        }
+    }
+}

@@ -7,6 +7,7 @@
 mod bytes_at;
 pub mod chunk;
 pub mod device;
+pub mod driver;
 pub mod group;
 pub mod ops;
 pub mod planted;

@@ -1,4 +1,5 @@
 //! Whatever bytes come, in whatever pieces: no panic, bounded memory, and honest clients get the right data.
+#![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
 
 mod peer;
 

@@ -1,4 +1,5 @@
 //! One test per group of sentences of the protocol's description (`doc/proto.md`); section names in quotes.
+#![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
 
 mod peer;
 

@@ -1,5 +1,10 @@
 //! What two storage nodes say to each other.
 
+mod encoding;
+pub mod kind;
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use holdfast_consensus::SupportEpoch;
 use holdfast_id::{GroupId, ReplicaId};

@@ -3,6 +3,11 @@
 //! One connection carries any number of volumes. A request goes to every replica's node only where it says so;
 //! normally to the volume's leader, whose node answers or says who leads.
 
+mod encoding;
+pub mod kind;
+#[cfg(test)]
+mod tests;
+
 use bytes::Bytes;
 use holdfast_block::{Error, Geometry, Operation};
 use holdfast_consensus::{Position, Term};
@@ -29,6 +34,11 @@ pub struct Stamp {
     pub sequence: u64,
     pub oldest: u64,
 }
+
+/// Longest name of a holder; a Kubernetes node name has at most 253 bytes.
+pub const HOLDER_BYTES_MAX: usize = 256;
+/// Longest text of a `NotAllowed`; longer ones are cut when encoded.
+pub const REASON_BYTES_MAX: usize = 1024;
 
 /// Mutations of a session that may be outstanding: `sequence < oldest + WINDOW`.
 pub const SESSION_WINDOW: u64 = 1024;

@@ -3,6 +3,7 @@
 //!
 //! Oracle: every completed write is in the log exactly once, in an order that real time allows; every read returned a
 //! state of the log between its submission and its completion; once a leader stays, everything completes soon.
+#![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;

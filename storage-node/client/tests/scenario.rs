@@ -1,4 +1,5 @@
 //! What the client sends and reports, event by event.
+#![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
 
 use std::time::Duration;
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod channel;
 pub mod refusal;
 
 /// Package `holdfast.v1`. Included rather than declared, so that the formatter leaves generated text alone.

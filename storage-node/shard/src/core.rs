@@ -1,6 +1,7 @@
 //! [`Core`]: what every group of the shard shares: the disk's store, node-pair liveness, and the effects of this step.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::Pairs;
@@ -9,10 +10,14 @@ use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Reply;
 use holdfast_replica::{Context, LogCommand, wire};
-use holdfast_store::ops::DeviceOp;
+use holdfast_store::ops::{DeviceError, DeviceOp, OpId};
 use holdfast_store::store::Store;
 
 use crate::admin::AdminReply;
+
+/// No operation of the disk completing for so long, with some in flight, is a hang: no healthy disk takes half a second
+/// for one request, and failover has to be done in one and a half.
+const DISK_STALLED_AFTER: Duration = Duration::from_millis(500);
 
 /// A connection of an attached machine, numbered by the rim; never reused while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,11 +65,15 @@ pub(crate) struct Core {
     pub(crate) connected: BTreeSet<NodeId>,
     /// Nodes that share a group with this one: heartbeats go to them.
     pub(crate) watched: BTreeSet<NodeId>,
+    /// Operations of the disk in flight, and when one last completed or the first was submitted.
+    operations: usize,
+    progress_at: Timestamp,
     next_token: u64,
 }
 
 impl Core {
-    pub(crate) fn new(node: NodeId, now: Timestamp, store: Store, pairs: Pairs) -> Core {
+    pub(crate) fn new(now: Timestamp, store: Store, pairs: Pairs) -> Core {
+        let node = store.superblock().node;
         Core {
             node,
             now,
@@ -77,6 +86,8 @@ impl Core {
             due: BTreeSet::new(),
             connected: BTreeSet::new(),
             watched: BTreeSet::new(),
+            operations: 0,
+            progress_at: now,
             next_token: 0,
         }
     }
@@ -87,6 +98,27 @@ impl Core {
 
     pub(crate) fn boot(&self) -> u64 {
         self.store.superblock().boot_epoch
+    }
+
+    /// Collects what the store wants of the disk.
+    pub(crate) fn submit(&mut self) {
+        let operations = self.store.take_ops();
+        if self.operations == 0 {
+            self.progress_at = self.now;
+        }
+        self.operations += operations.len();
+        self.effects.device.extend(operations);
+    }
+
+    pub(crate) fn on_completion(&mut self, id: OpId, result: Result<Bytes, DeviceError>) {
+        self.operations -= 1;
+        self.progress_at = self.now;
+        self.store.on_completion(id, result);
+    }
+
+    /// Peers must not wait for a leader whose disk hangs, though the rest of it is well.
+    pub(crate) fn disk_stalled(&self) -> bool {
+        self.operations > 0 && self.now.since(self.progress_at) >= DISK_STALLED_AFTER
     }
 
     pub(crate) fn next_token(&mut self) -> u64 {

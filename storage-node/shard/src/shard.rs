@@ -156,10 +156,10 @@ impl Shard {
     /// The disk is not formatted, damaged beyond its redundancy, or written by a newer build: nothing was changed.
     pub fn open(options: ShardOptions, device: &dyn Device, now: Timestamp) -> Result<Shard, ShardError> {
         let (store, recovered) = Store::open(device)?;
-        let superblock = *store.superblock();
+        let boot = store.superblock().boot_epoch;
         let ShardOptions { heartbeat, lease, drift_ppm, .. } = options;
-        let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot: superblock.boot_epoch });
-        let core = Core::new(superblock.node, superblock.cluster, superblock.disk, now, store, pairs);
+        let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot });
+        let core = Core::new(now, store, pairs);
         let mut shard = Shard {
             core,
             options,
@@ -198,13 +198,13 @@ impl Shard {
         self.on_pair_events();
         self.settle();
         self.refresh_deadlines();
-        self.core.effects.device.extend(self.core.store.take_ops());
+        self.core.submit();
         std::mem::take(&mut self.core.effects)
     }
 
     fn on_event(&mut self, event: Event) {
         match event {
-            Event::Device { id, result } => self.core.store.on_completion(id, result),
+            Event::Device { id, result } => self.core.on_completion(id, result),
             Event::Peer { from, message } => self.on_peer(from, message),
             Event::Client { client, request } => self.on_client(client, request),
             Event::ClientClosed(client) => {
@@ -270,7 +270,7 @@ impl Shard {
     fn on_deadlines(&mut self) {
         let now = self.core.now;
         let boot = self.core.boot();
-        let disk_stalled = self.core.disk_stalled(now);
+        let disk_stalled = self.core.disk_stalled();
         for due in self.core.pairs.on_deadline(now) {
             let heartbeat = PeerMessage::Heartbeat { sequence: due.sequence, boot, disk_stalled };
             self.core.effects.peers.push((due.to, heartbeat));

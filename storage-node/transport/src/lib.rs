@@ -28,4 +28,5 @@ pub use frame::{Class, Frame, FrameError, HEADER_BYTES, KIND_MIN, META_BYTES_MAX
 pub use hello::Versions;
 pub use identity::{ParseIdentityError, PeerIdentity, PeerRole};
 pub use outbox::QueueBytes;
+pub use tls::TlsConfigs;
 pub use transport::{ConnectionId, Options, SendError, Transport, TransportError, TransportEvent};

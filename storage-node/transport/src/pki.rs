@@ -281,7 +281,11 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
 }
 
 /// Who the bearer of a certificate is; whether to believe it is the verifier's to say.
-pub(crate) fn identity_of(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, PkiError> {
+/// Who a certificate says its bearer is; whether to believe it is for TLS to check.
+///
+/// # Errors
+/// It cannot be read, or names no Holdfast identity.
+pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, PkiError> {
     identity_in(&parse(certificate)?)
 }
 

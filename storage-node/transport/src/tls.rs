@@ -35,7 +35,7 @@ const HANDSHAKE_BYTES: usize = 4 << 10;
 
 /// Every connection begins with the configuration of its time.
 #[derive(Clone)]
-pub(crate) struct TlsConfigs {
+pub struct TlsConfigs {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
 }
@@ -69,13 +69,23 @@ impl TlsConfigs {
         Ok(TlsConfigs { client: Arc::new(client), server: Arc::new(server) })
     }
 
-    pub fn connect(&self) -> Result<TlsSession, Error> {
+    /// For other protocols over the same trust, such as the control API.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.client)
+    }
+
+    /// As [`TlsConfigs::client`], for the side that accepts.
+    pub fn server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.server)
+    }
+
+    pub(crate) fn connect(&self) -> Result<TlsSession, Error> {
         // Required by the interface, never sent nor checked.
         let name = ServerName::try_from("holdfast").expect("a valid name");
         Ok(TlsSession { side: Side::Client(UnbufferedClientConnection::new(Arc::clone(&self.client), name)?) })
     }
 
-    pub fn accept(&self) -> Result<TlsSession, Error> {
+    pub(crate) fn accept(&self) -> Result<TlsSession, Error> {
         Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(Arc::clone(&self.server))?) })
     }
 }

@@ -1,0 +1,144 @@
+//! gRPC over the cluster's own mutual TLS: who is at the other end stands in its certificate, not in its name.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use holdfast_transport::{PeerIdentity, PeerRole, TlsConfigs, pki};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::{TlsAcceptor, TlsConnector, server};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint};
+
+/// For TCP and TLS together, on either side.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
+/// Accepted connections whose greeting is not finished; more wait in the kernel's queue.
+const GREETINGS_MAX: usize = 64;
+
+/// Until accepting is tried again after it failed.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("{address:?} is no address")]
+    Address { address: String },
+    #[error("{address} cannot be reached: {source}")]
+    Unreachable { address: String, source: tonic::transport::Error },
+}
+
+/// Connects to a storage node's control API. `deadline` bounds every call on the channel.
+///
+/// # Errors
+/// Nobody listens there, or it is no storage node of the authority we trust.
+pub async fn connect(address: &str, tls: &TlsConfigs, deadline: Duration) -> Result<Channel, ConnectError> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+        .map_err(|_| ConnectError::Address { address: address.to_owned() })?
+        .connect_timeout(HANDSHAKE_WITHIN)
+        .timeout(deadline);
+    let (tls, target) = (tls.clone(), address.to_owned());
+    let connector = tower::service_fn(move |_| {
+        let (tls, target) = (tls.clone(), target.clone());
+        async move { tokio::time::timeout(HANDSHAKE_WITHIN, dial(&target, &tls)).await? }
+    });
+    endpoint
+        .connect_with_connector(connector)
+        .await
+        .map_err(|source| ConnectError::Unreachable { address: address.to_owned(), source })
+}
+
+async fn dial(
+    address: &str,
+    tls: &TlsConfigs,
+) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    // Required by the interface, never sent nor checked.
+    let name = ServerName::try_from("holdfast").expect("a valid name");
+    let stream = TlsConnector::from(tls.client()).connect(name, stream).await?;
+    let peer = identity(stream.get_ref().1.peer_certificates())?;
+    match peer.role {
+        PeerRole::Node => Ok(TokioIo::new(stream)),
+        role => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{address} is of role {role}, no node"))),
+    }
+}
+
+fn identity(certificates: Option<&[CertificateDer<'_>]>) -> io::Result<PeerIdentity> {
+    let refused = |reason: String| io::Error::new(io::ErrorKind::PermissionDenied, reason);
+    let certificate = certificates.and_then(<[_]>::first).ok_or_else(|| refused("no certificate".into()))?;
+    pki::identity_of(certificate).map_err(|error| refused(error.to_string()))
+}
+
+/// One accepted connection; [`Connected::connect_info`] tells every request who asks.
+pub struct Accepted {
+    stream: server::TlsStream<TcpStream>,
+    peer: PeerIdentity,
+}
+
+impl Connected for Accepted {
+    type ConnectInfo = PeerIdentity;
+
+    fn connect_info(&self) -> PeerIdentity {
+        self.peer
+    }
+}
+
+impl AsyncRead for Accepted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Accepted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, data)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Greets connections side by side, so that one that never finishes holds nobody up. Agents have no business here.
+pub fn incoming(listener: TcpListener, tls: TlsConfigs) -> ReceiverStream<io::Result<Accepted>> {
+    let (sender, receiver) = mpsc::channel(GREETINGS_MAX);
+    tokio::spawn(async move {
+        loop {
+            let Ok(permit) = sender.clone().reserve_owned().await else { return };
+            let stream = match listener.accept().await {
+                Ok((stream, _)) => stream,
+                Err(_) => {
+                    // Out of descriptors, as a rule: it passes, and accepting in a hot loop would not help.
+                    tokio::time::sleep(ACCEPT_AGAIN_AFTER).await;
+                    continue;
+                }
+            };
+            let acceptor = TlsAcceptor::from(tls.server());
+            tokio::spawn(async move {
+                if let Ok(Ok(accepted)) = tokio::time::timeout(HANDSHAKE_WITHIN, greet(acceptor, stream)).await {
+                    permit.send(Ok(accepted));
+                }
+            });
+        }
+    });
+    ReceiverStream::new(receiver)
+}
+
+async fn greet(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<Accepted> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let peer = identity(stream.get_ref().1.peer_certificates())?;
+    match peer.role {
+        PeerRole::Node | PeerRole::Admin => Ok(Accepted { stream, peer }),
+        PeerRole::Agent => Err(io::Error::new(io::ErrorKind::PermissionDenied, "agents do not use the control API")),
+    }
+}

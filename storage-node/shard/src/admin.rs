@@ -2,7 +2,11 @@
 
 use holdfast_consensus::{LogIndex, Standing, Term};
 use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
-use holdfast_metadata::{Catalogue, Change, Outcome};
+use holdfast_metadata::catalogue::{FoundError, Founder};
+use holdfast_metadata::command::Command;
+use holdfast_metadata::planner::PlanError;
+use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_protocol::session::Epoch;
 use holdfast_store::group::Usage;
 
@@ -10,29 +14,33 @@ use holdfast_store::group::Usage;
 pub enum AdminRequest {
     /// Creates this node's replica of the metadata group; the same list of founders goes to every one of them.
     Found { founders: Vec<Founder> },
-    /// Changes the catalogue; planned and checked at the metadata leader.
-    Change(Change),
+    /// Changes the catalogue, at the metadata leader.
+    Change(Command),
+    /// Plans and records a volume, at the metadata leader.
+    CreateVolume(NewVolume),
     /// The catalogue as of now, linearizable.
     Catalogue,
     /// What this node itself knows, without asking anybody.
     Report,
 }
 
-/// A founding member of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Founder {
-    pub node: NodeId,
-    pub replica: ReplicaId,
-    pub name: String,
-    pub peer_address: String,
-    pub api_address: String,
-    pub zone: Option<String>,
+/// A volume to be planned. Identifiers are minted by the rim, which has the randomness.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    pub volume: VolumeId,
+    /// As many as the specification wants replicas.
+    pub replicas: Vec<ReplicaId>,
+    pub name: Name,
+    pub spec: VolumeSpec,
 }
 
 #[derive(Clone, Debug)]
 pub enum AdminReply {
     Founded,
     Changed(Outcome),
+    /// A volume of that name is there already; `same`: with the same specification.
+    Exists { volume: VolumeId, same: bool },
+    NotPlaced(PlanError),
     Catalogue(Box<Catalogue>),
     Report(Box<ShardReport>),
     Failed(AdminError),
@@ -43,12 +51,12 @@ pub enum AdminError {
     /// Ask there, or where there is none, anywhere else.
     #[error("this node does not lead the metadata plane")]
     NotLeader { leader: Option<NodeId> },
-    #[error("this node has no replica of the metadata group")]
-    NoMetadata,
     #[error("this node is not among the founders")]
     NotAFounder,
     #[error("the metadata group was founded before, otherwise")]
     FoundedOtherwise,
+    #[error(transparent)]
+    Founders(FoundError),
     #[error("the disk refused: {reason}")]
     Disk { reason: String },
 }
@@ -59,7 +67,6 @@ pub struct ShardReport {
     pub disk: DiskId,
     pub boot_epoch: u64,
     pub usage: Usage,
-    pub failed: Option<String>,
     pub metadata: Option<ReplicaReport>,
     pub volumes: Vec<VolumeReport>,
     /// Nodes that share a group with this one: connected, suspected.
@@ -92,4 +99,6 @@ pub struct VolumeReport {
     pub size_bytes: u64,
     pub epoch: Epoch,
     pub holder: Option<String>,
+    /// Replicas that need more than the log still has, as the leader knows them.
+    pub lagging: Vec<ReplicaId>,
 }

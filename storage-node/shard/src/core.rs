@@ -7,6 +7,7 @@ use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::Pairs;
 use holdfast_consensus::{Message, Timestamp};
 use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_metadata::intent::Intent;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Reply;
 use holdfast_replica::{Context, LogCommand, wire};
@@ -60,6 +61,8 @@ pub(crate) struct Core {
     pub(crate) touched: BTreeSet<GroupId>,
     /// Resizes that volumes have applied, or lost with their leadership, by the metadata plane's token.
     pub(crate) resized: Vec<(u64, Result<(), NotLeader>)>,
+    /// What the metadata leader here wants of this node itself.
+    pub(crate) own_intents: Vec<Intent>,
     /// Groups whose deadline is to be asked for at the end of the step.
     pub(crate) due: BTreeSet<GroupId>,
     pub(crate) connected: BTreeSet<NodeId>,
@@ -83,6 +86,7 @@ impl Core {
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
             resized: Vec::new(),
+            own_intents: Vec::new(),
             due: BTreeSet::new(),
             connected: BTreeSet::new(),
             watched: BTreeSet::new(),

@@ -8,11 +8,13 @@
 
 mod admin;
 mod core;
+mod intents;
 mod machine;
 mod metadata_group;
+mod report;
 mod shard;
 mod volume_group;
 
-pub use admin::{AdminError, AdminReply, AdminRequest, Founder, ReplicaReport, ShardReport, VolumeReport};
+pub use admin::{AdminError, AdminReply, AdminRequest, NewVolume, ReplicaReport, ShardReport, VolumeReport};
 pub use core::{ClientId, Effects};
 pub use shard::{Event, Shard, ShardError, ShardOptions};

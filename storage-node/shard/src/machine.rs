@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_consensus::LogIndex;
+use holdfast_metadata::{ApplyError, Catalogue};
 use holdfast_replica::{Applied, LogCommand, StateMachine};
 use holdfast_volume::{DecodeError, Mutation, Outcome, Volume};
 
@@ -28,5 +29,23 @@ impl StateMachine for VolumeMachine {
 
     fn encode_state(&self) -> Bytes {
         self.volume.encode_state()
+    }
+}
+
+pub(crate) struct CatalogueMachine {
+    pub(crate) catalogue: Catalogue,
+}
+
+impl StateMachine for CatalogueMachine {
+    type Outcome = holdfast_metadata::Outcome;
+    type Error = ApplyError;
+
+    fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, ApplyError> {
+        let outcome = self.catalogue.apply(index.0, &command.header)?;
+        Ok(Applied { outcome, mutations: Vec::new() })
+    }
+
+    fn encode_state(&self) -> Bytes {
+        Bytes::from(self.catalogue.encode_state())
     }
 }

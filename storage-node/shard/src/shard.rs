@@ -7,6 +7,7 @@ use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::{PairEvent, PairOptions, Pairs};
 use holdfast_consensus::{Options as RaftOptions, Timestamp};
 use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_metadata::Catalogue;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
 use holdfast_replica::replica::{RestoreError, machine_state};
@@ -18,8 +19,9 @@ use holdfast_store::store::Store;
 use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
-use crate::admin::AdminRequest;
+use crate::admin::{AdminError, AdminReply, AdminRequest};
 use crate::core::{ClientId, Core, Effects};
+use crate::intents::Orders;
 use crate::machine::VolumeMachine;
 use crate::metadata_group::MetadataGroup;
 use crate::volume_group::VolumeGroup;
@@ -82,6 +84,7 @@ pub struct Shard {
     options: ShardOptions,
     pub(crate) volumes: BTreeMap<GroupId, VolumeGroup>,
     pub(crate) metadata: Option<MetadataGroup>,
+    pub(crate) orders: Orders,
     deadlines: BTreeSet<(Timestamp, GroupId)>,
     deadline_of: BTreeMap<GroupId, Timestamp>,
 }
@@ -165,6 +168,7 @@ impl Shard {
             options,
             volumes: BTreeMap::new(),
             metadata: None,
+            orders: Orders::default(),
             deadlines: BTreeSet::new(),
             deadline_of: BTreeMap::new(),
         };
@@ -216,7 +220,8 @@ impl Shard {
                 self.core.connected.insert(node);
                 self.each_group_on(node, |replica, context| replica.on_peer_connected(context, node));
                 if let Some(metadata) = &mut self.metadata {
-                    metadata.on_peer_connected();
+                    metadata.on_peer_connected(node);
+                    self.core.touched.insert(metadata.group());
                 }
             }
             Event::PeerClosed(node) => {
@@ -267,6 +272,24 @@ impl Shard {
         }
     }
 
+    fn on_admin(&mut self, token: u64, request: AdminRequest) {
+        match (request, &mut self.metadata) {
+            (AdminRequest::Report, _) => {
+                let report = Box::new(self.report());
+                self.core.effects.admin.push((token, AdminReply::Report(report)));
+            }
+            (AdminRequest::Found { founders }, _) => self.found(token, &founders),
+            (request, Some(metadata)) => {
+                self.core.touched.insert(metadata.group());
+                metadata.on_admin(&mut self.core, token, request);
+            }
+            (_, None) => {
+                let reply = AdminReply::Failed(AdminError::NotLeader { leader: None });
+                self.core.effects.admin.push((token, reply));
+            }
+        }
+    }
+
     fn on_deadlines(&mut self) {
         let now = self.core.now;
         let boot = self.core.boot();
@@ -277,6 +300,10 @@ impl Shard {
         }
         if self.core.store.deadline().is_some_and(|at| Timestamp(at) <= now) {
             self.core.store.on_deadline(now.0);
+        }
+        if let Some(metadata) = self.metadata.as_mut().filter(|m| m.retry_at().is_some_and(|at| at <= now)) {
+            metadata.on_retry();
+            self.core.touched.insert(metadata.group());
         }
         while let Some((at, group)) = self.deadlines.first().copied().filter(|(at, _)| *at <= now) {
             self.deadlines.remove(&(at, group));
@@ -315,7 +342,7 @@ impl Shard {
                     metadata.settle(&mut self.core);
                 }
             }
-            self.carry_out_intents();
+            quiet &= !self.carry_out_own();
             if quiet {
                 return;
             }
@@ -386,7 +413,8 @@ impl Shard {
         let options = self.raft_options(recovered.replica);
         let now = self.core.now;
         if group.is_metadata() {
-            self.metadata = Some(MetadataGroup::restore(recovered, &state, options, now)?);
+            let catalogue = Catalogue::decode_state(&state).map_err(|error| unreadable(error.to_string()))?;
+            self.metadata = Some(MetadataGroup::restore(recovered, catalogue, options, now)?);
         } else {
             let volume = Volume::decode_state(&state).map_err(|error| unreadable(error.to_string()))?;
             let replica = Replica::restore(recovered, VolumeMachine { volume }, options, now)?;

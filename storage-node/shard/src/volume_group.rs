@@ -47,6 +47,7 @@ pub(crate) struct VolumeGroup {
     pub(crate) replica: Replica<VolumeMachine>,
     admission: Admission,
     serving: Option<Term>,
+    /// Never used twice, also not over a lost leadership.
     next_ticket: u64,
     tickets: BTreeMap<u64, Asker>,
     proposals: BTreeMap<LogIndex, (Term, Proposal)>,
@@ -85,8 +86,23 @@ impl VolumeGroup {
         self.serving.is_some()
     }
 
+    pub(crate) fn lagging(&self) -> &BTreeSet<ReplicaId> {
+        &self.lagging
+    }
+
     pub(crate) fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref()
+    }
+
+    /// The volume is gone for good: whoever waits hears that this node has no replica of it.
+    pub(crate) fn on_deleted(&mut self, core: &mut Core) {
+        self.serving = None;
+        self.forget_requests(core);
+        let volume = self.volume();
+        for client in std::mem::take(&mut self.clients) {
+            let reason = session::Refusal::UnknownVolume;
+            core.effects.clients.push((client, Reply::Refused { volume, instance: None, reason }));
+        }
     }
 
     pub(crate) fn on_client_closed(&mut self, client: ClientId) {

@@ -1,0 +1,193 @@
+//! Where the copies of a new volume go. Pure: the same catalogue and request give the same members.
+//!
+//! Copies lie on distinct nodes always, and in as many distinct zones as there are to be had. Among the disks that may
+//! take one, more placeable room wins, then fewer replicas, then the lower identifier.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use holdfast_id::{DiskId, NodeId, ReplicaId};
+
+use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Placed};
+use crate::spec::{SpecError, VolumeSpec};
+
+/// A disk that may take a copy, the best one of its node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    pub node: NodeId,
+    pub disk: DiskId,
+    /// Nodes without a zone share the nameless one: nothing says that they are apart.
+    pub zone: Option<&'a str>,
+    pub placeable_bytes: u64,
+    pub replicas: u32,
+}
+
+/// Why a volume cannot be placed: what was asked, what there is, and per node why not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PlanError {
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error("{wanted} replicas need {wanted} nodes with {} free each; have {have}{}", Bytes(*.size_bytes), List(.nodes))]
+    NoPlacement { wanted: u8, size_bytes: u64, have: usize, nodes: Vec<NodeShortfall> },
+    #[error("{wanted} replicas need as many new replica ids, got {got} distinct ones")]
+    Ids { wanted: u8, got: usize },
+}
+
+impl PlanError {
+    /// Stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            PlanError::Spec(_) => "InvalidSpec",
+            PlanError::NoPlacement { .. } => "NoPlacement",
+            PlanError::Ids { .. } => "InvalidPlan",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeShortfall {
+    pub node: String,
+    pub why: Shortfall,
+}
+
+/// Why a node takes no copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shortfall {
+    Draining,
+    NoDisk,
+    DiskFailed,
+    /// The most room that one of its disks has for new volumes.
+    Room {
+        placeable_bytes: u64,
+    },
+}
+
+impl fmt::Display for NodeShortfall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.node)?;
+        match &self.why {
+            Shortfall::Draining => f.write_str("draining"),
+            Shortfall::NoDisk => f.write_str("no disk"),
+            Shortfall::DiskFailed => f.write_str("disk failed"),
+            Shortfall::Room { placeable_bytes } => write!(f, "{} free", Bytes(*placeable_bytes)),
+        }
+    }
+}
+
+/// Most nodes named in one message; the rest are counted.
+const NODES_NAMED_MAX: usize = 16;
+
+struct List<'a>(&'a [NodeShortfall]);
+
+impl fmt::Display for List<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, node) in self.0.iter().take(NODES_NAMED_MAX).enumerate() {
+            write!(f, "{}{node}", if number == 0 { ": " } else { ", " })?;
+        }
+        match self.0.len().saturating_sub(NODES_NAMED_MAX) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+/// Bytes for people, rounded down so that a text never claims more room than there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes(pub u64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+        let Some((unit, name)) = units.into_iter().find(|(unit, _)| self.0 >= *unit) else {
+            return write!(f, "{} B", self.0);
+        };
+        write!(f, "{}.{} {name}", self.0 / unit, self.0 % unit * 10 / unit)
+    }
+}
+
+/// Chooses the members of a new volume. `ids` are fresh replica ids, used in order; more than needed are left over.
+pub fn plan_volume(catalogue: &Catalogue, spec: &VolumeSpec, ids: &[ReplicaId]) -> Result<Vec<Member>, PlanError> {
+    spec.check()?;
+    let wanted = usize::from(spec.replicas);
+    let distinct = ids.iter().collect::<BTreeSet<_>>().len();
+    if distinct != ids.len() || ids.len() < wanted {
+        return Err(PlanError::Ids { wanted: spec.replicas, got: distinct });
+    }
+    let (candidates, nodes) = candidates(catalogue, spec.size_bytes);
+    if candidates.len() < wanted {
+        return Err(PlanError::NoPlacement {
+            wanted: spec.replicas,
+            size_bytes: spec.size_bytes,
+            have: candidates.len(),
+            nodes,
+        });
+    }
+    // Rounds over the zones: the best node of every zone, best zone first, then the second best of each.
+    let mut seen_in_zone: BTreeMap<Option<&str>, usize> = BTreeMap::new();
+    let mut ranked: Vec<(usize, usize, &Candidate<'_>)> = Vec::new();
+    for (rank, candidate) in candidates.iter().enumerate() {
+        let round = seen_in_zone.entry(candidate.zone).or_default();
+        ranked.push((*round, rank, candidate));
+        *round += 1;
+    }
+    ranked.sort_by_key(|(round, rank, _)| (*round, *rank));
+    let chosen = ranked.into_iter().take(wanted);
+    let mut members: Vec<Member> = chosen
+        .zip(ids)
+        .map(|((_, _, candidate), id)| Member { replica: *id, node: candidate.node, disk: candidate.disk })
+        .collect();
+    members.sort();
+    Ok(members)
+}
+
+/// Who could take a copy of this size, best first, and why the other nodes cannot. Removed nodes are in neither.
+pub fn candidates(catalogue: &Catalogue, size_bytes: u64) -> (Vec<Candidate<'_>>, Vec<NodeShortfall>) {
+    let placed = catalogue.placed();
+    let mut best: BTreeMap<NodeId, Candidate<'_>> = BTreeMap::new();
+    let mut has_failed_disk: BTreeSet<NodeId> = BTreeSet::new();
+    for (id, disk) in catalogue.disks() {
+        if disk.state == DiskState::Failed {
+            has_failed_disk.insert(disk.node);
+            continue;
+        }
+        let Some(node) = catalogue.nodes().get(&disk.node) else { continue };
+        let load: Placed = placed.get(id).copied().unwrap_or_default();
+        let candidate = Candidate {
+            node: disk.node,
+            disk: *id,
+            zone: node.zone.as_deref(),
+            placeable_bytes: disk.placeable_bytes(load),
+            replicas: load.replicas,
+        };
+        match best.get(&disk.node) {
+            Some(other) if rank(other) <= rank(&candidate) => {}
+            _ => {
+                best.insert(disk.node, candidate);
+            }
+        }
+    }
+    let mut candidates = Vec::new();
+    let mut short = Vec::new();
+    for (id, node) in catalogue.nodes() {
+        let why = match (node.state, best.remove(id)) {
+            (NodeState::Removed, _) => continue,
+            (NodeState::Draining, _) => Shortfall::Draining,
+            (NodeState::Active, Some(candidate)) if candidate.placeable_bytes >= size_bytes => {
+                candidates.push(candidate);
+                continue;
+            }
+            (NodeState::Active, Some(candidate)) => Shortfall::Room { placeable_bytes: candidate.placeable_bytes },
+            (NodeState::Active, None) if has_failed_disk.contains(id) => Shortfall::DiskFailed,
+            (NodeState::Active, None) => Shortfall::NoDisk,
+        };
+        short.push(NodeShortfall { node: node.name.to_string(), why });
+    }
+    candidates.sort_by_key(rank);
+    short.sort_by(|a, b| a.node.cmp(&b.node));
+    (candidates, short)
+}
+
+/// Lower is better.
+fn rank(candidate: &Candidate<'_>) -> (std::cmp::Reverse<u64>, u32, DiskId) {
+    (std::cmp::Reverse(candidate.placeable_bytes), candidate.replicas, candidate.disk)
+}

@@ -139,6 +139,10 @@ pub enum ReadError {
     Failed,
     #[error("the disk does not hold this group")]
     UnknownGroup,
+    /// A checkpoint was under way when the disk was last closed: blocks hold the changes of records up to `needed`,
+    /// which were committed and have to be applied again first.
+    #[error("the records up to {needed} have to be applied again first")]
+    Behind { needed: u64 },
 }
 
 /// Why an append was refused; nothing of it was kept.
@@ -169,6 +173,8 @@ pub enum StoreError {
     GroupExists,
     #[error("the group already has a checkpoint or a deletion under way")]
     Busy,
+    #[error("the checkpoint of the group is damaged: only deleting the group is left")]
+    Damaged,
 }
 
 /// Why a disk was not formatted.

@@ -76,6 +76,7 @@ use crate::chunk::allocator::Allocator;
 use crate::chunk::cache::PageCache;
 use crate::chunk::commit::{Commit, CommitIo, Kind};
 use crate::chunk::header::{Counts, Header, StateHome};
+pub use crate::chunk::layout::GROUPS_MAX;
 use crate::chunk::layout::{Layout, Named, Place};
 use crate::chunk::overlay::Layer;
 use crate::chunk::page::{BLOCKS_MAX, Root};
@@ -397,7 +398,7 @@ impl Chunks {
     }
 
     /// Gives up the disk: nothing is retried, for after a failed write or flush nobody knows what the disk holds.
-    fn fail(&mut self, reason: String) {
+    pub(crate) fn fail(&mut self, reason: String) {
         if std::mem::replace(&mut self.failed, true) {
             return;
         }

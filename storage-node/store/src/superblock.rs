@@ -8,6 +8,7 @@ use std::io;
 use holdfast_id::{ClusterId, DiskId, ID_BYTES, NodeId};
 
 use crate::bytes_at::{put, take, u32_at, u64_at};
+use crate::chunk::{Chunks, GROUPS_MAX};
 use crate::device::{BLOCK_BYTES, Device, Region};
 use crate::group::{FormatError, OpenError};
 use crate::ops::AlignedBuffer;
@@ -59,9 +60,6 @@ const SEGMENT_BYTES_MAX: u64 = 256 << 20;
 /// Fewest segments: one being written, one in reserve, two so that writing and checkpointing overlap.
 const SEGMENTS_MIN: u64 = 4;
 const SEGMENTS_MAX: u64 = 1 << 16;
-/// Smallest chunk region.
-const CHUNKS_BYTES_MIN: u64 = 4 << 20;
-
 /// What `format` is told.
 #[derive(Clone, Debug)]
 pub struct FormatOptions {
@@ -72,12 +70,14 @@ pub struct FormatOptions {
     pub wal_segment_bytes: u64,
     /// At least 4.
     pub wal_segments: u64,
+    /// Most groups the disk will hold; each takes 8 KiB of it, used or not.
+    pub groups_max: u32,
 }
 
 impl FormatOptions {
     /// The sizes for a disk in use; a WAL of 128 MiB holds a tenth of a second of a fast disk's writes.
     pub fn new(cluster: ClusterId, node: NodeId, disk: DiskId) -> FormatOptions {
-        FormatOptions { cluster, node, disk, wal_segment_bytes: 8 << 20, wal_segments: 16 }
+        FormatOptions { cluster, node, disk, wal_segment_bytes: 8 << 20, wal_segments: 16, groups_max: 4096 }
     }
 }
 
@@ -128,9 +128,15 @@ impl Superblock {
             let expected = format!("from {SEGMENTS_MIN} to {SEGMENTS_MAX}");
             return Err(FormatError::InvalidOption { option: "wal_segments", expected });
         }
+        if !(1..=GROUPS_MAX).contains(&options.groups_max) {
+            return Err(FormatError::InvalidOption {
+                option: "groups_max",
+                expected: format!("from 1 to {GROUPS_MAX}"),
+            });
+        }
         let wal = Region::new(HEAD_BYTES, HEAD_BYTES + segment * options.wal_segments);
         let device_bytes = device_bytes - device_bytes % block;
-        let needed_bytes = wal.end + CHUNKS_BYTES_MIN;
+        let needed_bytes = wal.end + Chunks::region_bytes_min(options.groups_max);
         if device_bytes < needed_bytes {
             return Err(FormatError::TooSmall { actual_bytes: device_bytes, needed_bytes });
         }
@@ -153,7 +159,7 @@ impl Superblock {
     }
 
     /// Refuses a device that holds anything in its head: a store, a file system, a partition table.
-    pub(crate) fn check_blank(device: &dyn Device) -> Result<(), FormatError> {
+    pub(crate) fn check_blank(&self, device: &dyn Device) -> Result<(), FormatError> {
         match Self::read(device) {
             Ok(Some(found)) => {
                 return Err(FormatError::AlreadyFormatted { disk: found.disk, cluster: found.cluster });
@@ -162,8 +168,7 @@ impl Superblock {
             Err(_) => return Err(FormatError::Foreign),
             Ok(None) => {}
         }
-        let bytes = HEAD_BYTES.min(device.len()?);
-        let mut head = AlignedBuffer::zeroed((bytes - bytes % BLOCK_BYTES as u64) as usize);
+        let mut head = AlignedBuffer::zeroed(self.wal.start as usize);
         device.read_at(0, &mut head)?;
         if head.iter().any(|byte| *byte != 0) { Err(FormatError::Foreign) } else { Ok(()) }
     }

@@ -135,6 +135,9 @@ impl Wal {
 
     pub(crate) fn on_completion(&mut self, id: OpId, result: Result<(), DeviceError>) {
         let in_flight = self.in_flight.take().expect("a completion follows its operation");
+        if self.failed {
+            return;
+        }
         if let Err(error) = result {
             self.fail(&error.to_string());
             return;

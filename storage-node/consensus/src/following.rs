@@ -167,11 +167,14 @@ impl<C: Command> Raft<C> {
         }
     }
 
-    /// A leader steps down when a configuration commits in which it has no vote; having heard of that commit from it,
-    /// this replica knows that it did.
+    /// A leader steps down when a configuration that it appended commits and gives it no vote; having heard of that
+    /// commit from it, this replica knows that it did. A configuration of an older term proves nothing: a later one
+    /// that is not here yet may have brought this leader in.
     fn maybe_leaderless(&mut self) {
         let configuration = self.log.configuration();
-        let decided = !configuration.is_joint() && self.log.configuration_index() <= self.committed;
+        let index = self.log.configuration_index();
+        let own_term = self.log.term_at(index) == Some(self.term());
+        let decided = own_term && !configuration.is_joint() && index <= self.committed;
         let gone = self.leader.is_some_and(|leader| !configuration.is_voter(leader));
         if decided && gone && !self.leader_renounced {
             self.leader_renounced = true;

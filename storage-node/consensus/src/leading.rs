@@ -213,7 +213,8 @@ impl<C: Command> Raft<C> {
         match result {
             AppendResult::Submitted(index) => progress.on_submitted(index, flushed),
             AppendResult::Mismatch { rejected, hint } => {
-                let stale = rejected <= progress.flushed
+                // A hint above says that the peer's base is there: its log begins later than it was asked for.
+                let stale = (rejected <= progress.flushed && hint.index <= rejected)
                     || (progress.state == ProgressState::Probe && rejected.next() != progress.next);
                 match log.last_at_or_before(hint.index, hint.term) {
                     _ if stale => {}

@@ -48,7 +48,8 @@ pub enum MessageBody<C> {
 pub enum AppendResult {
     /// Everything up to and with this index matches the leader's log and is submitted to the disk.
     Submitted(LogIndex),
-    /// The entry at `previous` does not match; the leader retries at or below `hint`.
+    /// The entry at `previous` does not match; the leader retries at or below `hint`, or just above it where the hint
+    /// lies above what was rejected: the log begins there.
     Mismatch { rejected: LogIndex, hint: Position },
     /// The disk is full: nothing was appended; the replica lags until space returns.
     Full { last: LogIndex },

@@ -236,6 +236,7 @@ impl<C: Command> Raft<C> {
             last: self.log.last(),
             flushed: self.log.flushed(),
             committed: self.committed,
+            may_vote: self.may_vote,
             serving,
             lease_until,
             peers,
@@ -364,7 +365,10 @@ impl<C: Command> Raft<C> {
         if base.term > self.hard_state.term {
             self.become_follower(liveness, base.term, None);
         }
-        assert!(!self.is_leader(), "a leader holds every committed entry");
+        if self.is_leader() {
+            // Elected, or outlived, while the delta was on its way; the install moves what is applied under it.
+            self.become_follower(liveness, self.term(), None);
+        }
         self.log.install(base, configuration);
         self.committed = base.index;
         self.announced = base.index;

@@ -26,6 +26,8 @@ pub struct Status {
     pub last: Position,
     pub flushed: LogIndex,
     pub committed: LogIndex,
+    /// False while damaged; set again when it caught up with an elected leader.
+    pub may_vote: bool,
     /// The leader's first entry is committed here.
     pub serving: bool,
     /// As of the last event; `None` where it does not lead or holds none.

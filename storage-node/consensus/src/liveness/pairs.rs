@@ -125,8 +125,8 @@ impl Pairs {
             pair.count += 1;
         }
         pair.promised = pair.promised.max(now + lease);
-        if !disk_stalled {
-            pair.suspect_at = Some(now + lease);
+        if !disk_stalled && pair.suspect_at.replace(now + lease).is_none() {
+            self.events.push(PairEvent::SupportChanged(from));
         }
         Some(self.epoch_for(from))
     }
@@ -210,8 +210,9 @@ impl Pairs {
     }
 
     fn suspect(&mut self, node: NodeId) {
-        if let Some(pair) = self.pairs.get_mut(&node) {
-            pair.suspect_at = None;
+        if let Some(pair) = self.pairs.get_mut(&node)
+            && pair.suspect_at.take().is_some()
+        {
             self.events.push(PairEvent::Suspected(node));
         }
     }

@@ -5,6 +5,7 @@
 //! log positions. After every applied entry a replica must hold the oracle's bytes and the very state bytes of the
 //! first replica that got there.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
@@ -14,6 +15,7 @@ use holdfast_id::VolumeId;
 use holdfast_protocol::session::{Epoch, Instance, Session, Stamp};
 use holdfast_volume::{Admission, Applied, Command, Mutation, Name, Outcome, Step, Volume, VolumeSpec};
 use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 const BLOCK: usize = 4096;
 const SECTOR: usize = 512;
@@ -603,7 +605,7 @@ impl World {
     }
 }
 
-fn run(actions: Vec<Action>) -> Check {
+fn run(actions: Vec<Action>) -> Result<World, String> {
     let mut world = World::new();
     // Most histories begin with somebody attached, or their first steps would do nothing.
     world.step(Action::Attach { client: 0, take_over: false })?;
@@ -612,7 +614,8 @@ fn run(actions: Vec<Action>) -> Check {
     for action in actions {
         world.step(action)?;
     }
-    world.settle()
+    world.settle()?;
+    Ok(world)
 }
 
 proptest! {
@@ -623,19 +626,60 @@ proptest! {
     }
 }
 
+/// The histories would prove little if they did not come to what can go wrong.
+#[test]
+fn histories_come_to_every_outcome_and_shape() {
+    let config = Config { cases: 100, failure_persistence: None, ..Config::default() };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let seen = RefCell::new(BTreeMap::<String, usize>::new());
+    TestRunner::new_with_rng(config, rng)
+        .run(&history(), |actions| {
+            let world = run(actions).map_err(TestCaseError::fail)?;
+            let mut count = |what: &str| *seen.borrow_mut().entry(what.to_owned()).or_default() += 1;
+            for (entry, truth) in world.log.iter().zip(&world.truths[1..]) {
+                let outcome = format!("{:?}", truth.outcome.as_ref().expect("an entry has an outcome"));
+                count(outcome.split(' ').next().expect("a word"));
+                match Command::decode(&entry.header).expect("ours") {
+                    Command::Zero { head: Some(_), tail: Some(_), .. } => count("zero with both edges"),
+                    Command::Zero { discard: true, .. } => count("discard"),
+                    Command::Write { .. } => count("write"),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .expect("the histories hold");
+    let seen = seen.into_inner();
+    for what in [
+        "Done",
+        "Duplicate",
+        "Forgotten",
+        "Fenced",
+        "Attached",
+        "Held",
+        "Stale",
+        "Detached",
+        "zero with both edges",
+        "discard",
+        "write",
+    ] {
+        assert!(seen.get(what).copied().unwrap_or(0) >= 10, "{what}: {seen:?}");
+    }
+}
+
 /// Each planted bug must be found by the very test above, within as many cases.
 #[cfg(feature = "planted")]
 mod planted {
     use super::*;
     use holdfast_volume::planted::{Bug, plant};
-    use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
+    use proptest::test_runner::TestError;
 
     fn found(bug: Bug) -> bool {
         let config = Config { cases: 400, failure_persistence: None, max_shrink_iters: 0, ..Config::default() };
         let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
         plant(Some(bug));
-        let result =
-            TestRunner::new_with_rng(config, rng).run(&history(), |actions| run(actions).map_err(TestCaseError::fail));
+        let result = TestRunner::new_with_rng(config, rng)
+            .run(&history(), |actions| run(actions).map(drop).map_err(TestCaseError::fail));
         plant(None);
         matches!(result, Err(TestError::Fail(..)))
     }

@@ -3,6 +3,8 @@
 //! Golden files are never changed: logs and checkpoints written by any release must stay readable. A new version of
 //! a kind gets new files.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 use std::path::Path;
 
 use bytes::Bytes;

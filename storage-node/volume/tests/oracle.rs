@@ -5,6 +5,8 @@
 //! log positions. After every applied entry a replica must hold the oracle's bytes and the very state bytes of the
 //! first replica that got there.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -635,7 +637,7 @@ fn histories_come_to_every_outcome_and_shape() {
     TestRunner::new_with_rng(config, rng)
         .run(&history(), |actions| {
             let world = run(actions).map_err(TestCaseError::fail)?;
-            let mut count = |what: &str| *seen.borrow_mut().entry(what.to_owned()).or_default() += 1;
+            let count = |what: &str| *seen.borrow_mut().entry(what.to_owned()).or_default() += 1;
             for (entry, truth) in world.log.iter().zip(&world.truths[1..]) {
                 let outcome = format!("{:?}", truth.outcome.as_ref().expect("an entry has an outcome"));
                 count(outcome.split(' ').next().expect("a word"));

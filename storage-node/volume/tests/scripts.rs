@@ -1,5 +1,7 @@
 //! Scripts with expected output for apply and for admission; `REWRITE=1 cargo test` writes the output anew.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 

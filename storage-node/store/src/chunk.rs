@@ -1,0 +1,425 @@
+//! Where the blocks of groups live: slots, maps, checkpoints and the allocator of one disk.
+//!
+//! Not here: the log. Chunks hold what the log up to the checkpoint said; the WAL holds the rest, and this module
+//! relies on it: records above a group's checkpoint are kept until [`StoreEvent::CheckpointDone`], and their entries
+//! are applied here only once they are committed and flushed on this disk.
+//!
+//! Driven by the store's facade: calls and completions go in, operations and events come out. Only `format` and
+//! `open` block. The same calls in the same order give the same operations.
+//!
+//! # What a checkpoint does, and why every crash is survived
+//!
+//! Let P be the checkpoint the durable header names, and N the one being made. Everything applied in (P, N] is in
+//! the frozen layer of the overlay; what is applied meanwhile goes to the active layer.
+//!
+//! 1. *Intent*: the header of P is written again, durably, to the other copy, with `write_back_to` = W, the index of
+//!    the last change in the frozen layer.
+//! 2. *Write back*: each changed block goes to its slot. A slot that P does not name is fresh. In a slot that P does
+//!    name the block is overwritten in place. Map pages and a long state go to fresh places, always.
+//! 3. *Flush*. Data and pages may share it: nothing durable names the pages yet.
+//! 4. *Header*: that of N goes, durably, to the copy that does not hold the intent.
+//! 5. What only P named is freed, and the frozen layer forgotten.
+//!
+//! A crash before 4 is durable leaves P's header, from before 1 or from 1 (a torn write of one copy leaves the other).
+//! P's pages and its slots are all still there, since nothing is freed before 5. Of their blocks only those that are
+//! present in P's map and changed by records in (P, W] may hold something else: the old bytes, the new ones, or a
+//! mixture. Those records are in the WAL, flushed before they were applied, and not released before `CheckpointDone`.
+//! Replaying them puts every such block into the overlay, which hides the slot. So the state after a replay up to
+//! any index >= W is exact. Between P and W it is not, and `write_back_to` is there to know that: reads are refused
+//! with [`ReadError::Behind`] until W is applied again. Every record up to W was committed before the crash, so the
+//! caller may take W as a lower bound of the group's commit index and replay up to it without asking anyone. A checkpoint
+//! between P and W after such a restart carries W on. Where the WAL has lost a record of (P, W], a delta from P
+//! repairs the replica, for the sender's map has each of the slots in doubt as changed above P.
+//!
+//! A crash after 4 leaves N. Its blocks and pages were flushed in 3; what P alone named is free at open, because open
+//! takes as named only what the headers in force name.
+//!
+//! A block that P's map holds as absent (zero, discarded) is written in place without harm: nobody reads it through P.
+//!
+//! In-place writes cost one more 4 KiB write per checkpoint (the intent); the alternative, a fresh slot for every
+//! changed slot, costs up to fifteen times the bytes for random 4 KiB writes.
+//!
+//! # Readers
+//!
+//! A read takes the overlay's pieces and the durable root when it is called, so it is one point in time. Two rules keep
+//! what it goes on to fetch from changing under it: blocks are overwritten only after every read from before the
+//! layer was frozen has finished (reads from after it find those blocks in the layer), and what a checkpoint frees is
+//! reused only after every read from before its header was durable has finished.
+//!
+//! # Corruption
+//!
+//! Every page, state and block is checked against a checksum that lies elsewhere. A page that fails is lost: blocks
+//! below it read as [`ReadError::Corrupt`] until they are overwritten, also across later checkpoints, which write
+//! *lost* marks into the new pages. Its place is never trusted again while the disk is open, and slots it named
+//! are not found at the next open; they may be reused then, which is harmless, for nothing leads to them any more.
+
+mod allocator;
+mod cache;
+mod codec;
+mod commit;
+mod header;
+mod layout;
+mod open;
+mod overlay;
+mod page;
+mod read;
+mod space;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use holdfast_id::{GroupId, ReplicaId};
+
+use crate::chunk::allocator::Allocator;
+use crate::chunk::cache::PageCache;
+use crate::chunk::commit::{Commit, CommitIo, Kind};
+use crate::chunk::header::{Counts, Header, StateHome};
+use crate::chunk::layout::{Layout, Named, Place};
+use crate::chunk::overlay::Layer;
+use crate::chunk::page::{BLOCKS_MAX, Root};
+use crate::chunk::read::ReadState;
+use crate::chunk::walk::{MapDrop, PageRead};
+use crate::device::BLOCK_BYTES;
+use crate::group::{
+    Damage, GroupState, HARD_STATE_BYTES_MAX, Mutation, POSITION_BYTES_MAX, ReadError, STATE_BYTES_MAX, StoreError,
+    StoreEvent,
+};
+use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
+
+/// Most blocks of one read: the longest request.
+pub const READ_BLOCKS_MAX: u32 = 256;
+/// Most blocks of one [`Mutation::Zero`]: 64 MiB, the longest discard.
+pub const ZERO_BLOCKS_MAX: u64 = 1 << 14;
+
+/// Bounds of memory. They change nothing about what is read or what lies on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A group whose overlay is larger is asked for a checkpoint. The hard bound is the WAL: what is in the overlay
+    /// is in records it cannot release, and it refuses appends when it is full.
+    pub group_overlay_bytes: u64,
+    /// As above, for all groups together: the largest one is asked.
+    pub overlay_bytes: u64,
+    /// Decoded map pages kept; a leaf takes about 1.4 KiB, an inner page 6 KiB.
+    pub cached_pages: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { group_overlay_bytes: 32 << 20, overlay_bytes: 96 << 20, cached_pages: 32 << 10 }
+    }
+}
+
+/// A group as its last checkpoint left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointedGroup {
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub index: u64,
+    /// WAL batches up to it hold no newer hard state of this group.
+    pub wal_sequence: u64,
+    /// Records up to here were committed; none of the group's blocks is readable before they are applied again.
+    /// At or below `index`: nothing of that kind.
+    pub write_back_to: u64,
+    pub state: GroupState,
+    pub damage: Option<Damage>,
+}
+
+/// What was found broken since open.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    pub corrupt_blocks: u64,
+    pub corrupt_pages: u64,
+    pub read_errors: u64,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Chunks {
+    layout: Layout,
+    limits: Limits,
+    ids: OpIds,
+    groups: BTreeMap<GroupId, Group>,
+    /// Unused entries of the group table, with the last generation written there.
+    entries: BTreeMap<u32, u64>,
+    damaged_entries: Vec<u32>,
+    allocator: Allocator,
+    /// Blocks promised to appends and to layers that are not written back.
+    reserved_blocks: u64,
+    /// Overlay of the groups that were not asked for a checkpoint since their last one.
+    unasked_bytes: u64,
+    cache: PageCache,
+    /// Pages that were unreadable once.
+    bad_pages: BTreeSet<Place>,
+    page_reads: BTreeMap<Place, PageRead>,
+    /// By serial number, which rises.
+    reads: BTreeMap<u64, ReadState>,
+    next_read: u64,
+    /// One at a time per disk; a header written while another group's data is written back would only be slower.
+    commit: Option<Commit>,
+    commits: VecDeque<Commit>,
+    /// Free once every read with a serial number below the first has finished.
+    frees: VecDeque<(u64, Vec<Named>)>,
+    drops: VecDeque<MapDrop>,
+    pending: BTreeMap<OpId, Pending>,
+    ops: Vec<DeviceOp>,
+    events: Vec<StoreEvent>,
+    counters: Counters,
+    failed: bool,
+}
+
+/// What a completion is for.
+#[derive(Debug)]
+enum Pending {
+    Page(Place),
+    Blocks { read: u64, first_block: u64 },
+    Commit(CommitIo),
+}
+
+#[derive(Debug)]
+struct Group {
+    /// What the durable header says, but for a damaged group, whose map is treated as lost.
+    header: Header,
+    active: Layer,
+    /// Being written back, or waiting for it.
+    frozen: Option<Arc<Layer>>,
+    /// Index of the last applied entry.
+    applied: u64,
+    /// Blocks promised to appended entries that are not applied yet, by their index.
+    promised: BTreeMap<u64, u64>,
+    /// A creation, checkpoint or deletion is under way or queued.
+    committing: bool,
+    deleting: bool,
+    /// `CheckpointWanted` was told since the last `CheckpointDone`.
+    wanted: bool,
+    damaged: bool,
+}
+
+impl Group {
+    fn new(header: Header) -> Group {
+        Group {
+            applied: header.index,
+            header,
+            active: Layer::default(),
+            frozen: None,
+            promised: BTreeMap::new(),
+            committing: false,
+            deleting: false,
+            wanted: false,
+            damaged: false,
+        }
+    }
+}
+
+impl Chunks {
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Entries of the group table none of whose copies can be read: a group of this disk that cannot be named.
+    pub fn damaged_entries(&self) -> &[u32] {
+        &self.damaged_entries
+    }
+
+    /// Makes an empty group at index 0; [`StoreEvent::GroupCreated`] follows when it is durable.
+    pub fn create_group(&mut self, group: GroupId, replica: ReplicaId, initial: GroupState) -> Result<(), StoreError> {
+        self.check_running()?;
+        check_state(&initial)?;
+        if self.groups.contains_key(&group) {
+            return Err(StoreError::GroupExists);
+        }
+        let (entry, generation) = match self.entries.first_key_value() {
+            Some((entry, generation)) => (*entry, *generation),
+            None => return Err(StoreError::Full),
+        };
+        let (state, jobs) = self.place_state(&initial.state)?;
+        self.entries.remove(&entry);
+        let header = Header {
+            group,
+            replica,
+            deleted: false,
+            entry,
+            generation,
+            index: 0,
+            wal_sequence: 0,
+            write_back_to: 0,
+            root: Root::default(),
+            counts: Some(Counts::default()),
+            forget_below: 0,
+            hard_state: initial.hard_state,
+            position: initial.position,
+            state,
+        };
+        let mut created = Group::new(header.clone());
+        created.committing = true;
+        // Until the header is durable the group has no state of its own that a second commit would have to free.
+        created.header.state = StateHome::Inline(Bytes::new());
+        self.groups.insert(group, created);
+        self.commits.push_back(Commit::new(Kind::Create, header, jobs, self.next_read));
+        self.advance();
+        Ok(())
+    }
+
+    /// Forgets the group; [`StoreEvent::GroupDeleted`] follows when that is durable. Its space comes back later.
+    pub fn delete_group(&mut self, group: GroupId, replica: ReplicaId) -> Result<(), StoreError> {
+        self.check_running()?;
+        let found = self.groups.get_mut(&group).filter(|found| found.header.replica == replica && !found.deleting);
+        let found = found.ok_or(StoreError::UnknownGroup)?;
+        if found.committing {
+            return Err(StoreError::Busy);
+        }
+        found.committing = true;
+        found.deleting = true;
+        let mut header = found.header.clone();
+        header.deleted = true;
+        header.root = Root::default();
+        header.counts = Some(Counts::default());
+        header.state = StateHome::Inline(Bytes::new());
+        self.commits.push_back(Commit::new(Kind::Delete, header, VecDeque::new(), self.next_read));
+        self.advance();
+        Ok(())
+    }
+
+    /// Takes the changes of the entry at `index`, which is committed and flushed on this disk. Reads see them at once.
+    ///
+    /// # Panics
+    /// Where the index does not rise, a range lies beyond every map, a zero is longer than [`ZERO_BLOCKS_MAX`], or the
+    /// number of checksums is not that of the blocks.
+    pub fn apply(&mut self, group: GroupId, index: u64, mutations: Vec<Mutation>) {
+        let Some(found) = self.groups.get_mut(&group).filter(|found| !found.deleting) else { return };
+        assert!(index > found.applied, "index {index} of {group} is applied after {}", found.applied);
+        found.applied = index;
+        let (blocks_before, bytes_before) = (found.active.blocks_needed(), found.active.bytes());
+        for mutation in mutations {
+            let (first, count) = match &mutation {
+                Mutation::Write { first_block, data, .. } => (*first_block, (data.len() / BLOCK_BYTES) as u64),
+                Mutation::Zero { first_block, count, .. } => (*first_block, *count),
+            };
+            assert!(count <= ZERO_BLOCKS_MAX, "{count} blocks are changed at once");
+            assert!(first.checked_add(count).is_some_and(|end| end <= BLOCKS_MAX), "block {first} is beyond every map");
+            found.active.apply(index, mutation);
+        }
+        self.reserved_blocks += found.active.blocks_needed() - blocks_before;
+        if !found.wanted {
+            self.unasked_bytes += found.active.bytes() - bytes_before;
+            if found.active.bytes() > self.limits.group_overlay_bytes {
+                self.want_checkpoint(group);
+            }
+        }
+        self.drop_promises(group, ..=index);
+        self.want_checkpoints();
+    }
+
+    /// Writes back everything applied, which is everything up to `index`, and makes it durable together with `state`,
+    /// the caller's state at `index`; [`StoreEvent::CheckpointDone`] follows. `wal_sequence`: WAL batches up to it
+    /// hold no newer hard state of this group.
+    ///
+    /// # Panics
+    /// Where entries above `index` were applied, or `index` is below the last checkpoint.
+    pub fn checkpoint(
+        &mut self,
+        group: GroupId,
+        index: u64,
+        wal_sequence: u64,
+        state: GroupState,
+    ) -> Result<(), StoreError> {
+        self.check_running()?;
+        check_state(&state)?;
+        let found = self.groups.get(&group).filter(|found| !found.deleting).ok_or(StoreError::UnknownGroup)?;
+        if found.damaged {
+            return Err(StoreError::Damaged);
+        }
+        if found.committing {
+            return Err(StoreError::Busy);
+        }
+        assert!(index >= found.applied, "a checkpoint of {group} at {index} is behind {}", found.applied);
+        let (home, jobs) = self.place_state(&state.state)?;
+        let barrier = self.next_read;
+        let found = self.groups.get_mut(&group).expect("it was found above");
+        if !found.wanted {
+            self.unasked_bytes -= found.active.bytes();
+        }
+        found.applied = index;
+        found.committing = true;
+        let mut header = found.header.clone();
+        header.index = index;
+        header.wal_sequence = wal_sequence;
+        header.hard_state = state.hard_state;
+        header.position = state.position;
+        header.state = home;
+        found.frozen = Some(Arc::new(std::mem::take(&mut found.active)));
+        self.commits.push_back(Commit::new(Kind::Checkpoint, header, jobs, barrier));
+        self.advance();
+        Ok(())
+    }
+
+    /// Tombstones of changes below `index` need not be kept: every configured replica has a checkpoint at or above it.
+    /// They go when their leaf is next rewritten.
+    pub fn forget_tombstones(&mut self, group: GroupId, index: u64) {
+        if let Some(found) = self.groups.get_mut(&group) {
+            found.header.forget_below = found.header.forget_below.max(index);
+        }
+    }
+
+    pub fn on_completion(&mut self, id: OpId, result: Result<Bytes, DeviceError>) {
+        let pending = self.pending.remove(&id).expect("completions are of operations in flight, once each");
+        if self.failed {
+            return;
+        }
+        match pending {
+            Pending::Page(place) => self.on_page(place, result),
+            Pending::Blocks { read, first_block } => self.on_blocks(read, first_block, result),
+            Pending::Commit(io) => self.on_commit_io(io, result),
+        }
+        self.advance();
+    }
+
+    pub fn take_ops(&mut self) -> Vec<DeviceOp> {
+        std::mem::take(&mut self.ops)
+    }
+
+    pub fn take_events(&mut self) -> Vec<StoreEvent> {
+        std::mem::take(&mut self.events)
+    }
+
+    fn check_running(&self) -> Result<(), StoreError> {
+        if self.failed { Err(StoreError::Failed) } else { Ok(()) }
+    }
+
+    /// Does whatever can be done without a further completion.
+    fn advance(&mut self) {
+        if !self.failed {
+            self.advance_commit();
+            self.advance_drops();
+            self.settle_frees();
+        }
+    }
+
+    /// Gives up the disk: nothing is retried, for after a failed write or flush nobody knows what the disk holds.
+    fn fail(&mut self, reason: String) {
+        if std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        self.ops.clear();
+        for (_, read) in std::mem::take(&mut self.reads) {
+            self.events.push(StoreEvent::Read { token: read.token, result: Err(ReadError::Failed) });
+        }
+        self.events.push(StoreEvent::Failed { reason });
+    }
+}
+
+fn check_state(state: &GroupState) -> Result<(), StoreError> {
+    let checks = [
+        (state.hard_state.len(), "hard state", HARD_STATE_BYTES_MAX),
+        (state.position.len(), "position", POSITION_BYTES_MAX),
+        (state.state.len(), "state", STATE_BYTES_MAX),
+    ];
+    match checks.into_iter().find(|(bytes, _, limit)| bytes > limit) {
+        Some((_, what, limit)) => Err(StoreError::TooLarge { what, limit }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

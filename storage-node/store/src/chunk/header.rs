@@ -1,0 +1,210 @@
+//! The header of a group: the one block whose durable write makes a checkpoint.
+//!
+//! Each entry of the table has two; generation g lies in copy `g % 2`, so that writing one never endangers the other.
+//! The valid one of the higher generation counts. An entry whose copies are both zero was never used.
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic `HFGROUP1` |
+//! | 8 | 4 | version, 1 |
+//! | 12 | 4 | crc32c of the block with this field zero |
+//! | 16 | 18 | group |
+//! | 34 | 2 | flags: 1 deleted |
+//! | 36 | 4 | number of the entry in the table |
+//! | 40 | 16 | replica |
+//! | 56 | 8 | generation, from 1 |
+//! | 64 | 8 | checkpoint index |
+//! | 72 | 8 | WAL sequence: batches up to it hold no newer hard state of this group |
+//! | 80 | 8 | write-back index: blocks changed by records up to it may already be overwritten; zero: none above the checkpoint |
+//! | 88 | 8 | place of the map's root; zero: empty map |
+//! | 96 | 4 | crc32c of the root page |
+//! | 100 | 4 | level of the root |
+//! | 104 | 8 | slots the map names; all ones: not known |
+//! | 112 | 8 | pages the map names; all ones: not known |
+//! | 120 | 2 | bytes of the hard state |
+//! | 122 | 2 | bytes of the position |
+//! | 124 | 4 | bytes of the state |
+//! | 128 | 4 | crc32c of the state |
+//! | 132 | 4 | slots of the state; zero: it is inline |
+//! | 136 | 8 | tombstones below this index are forgotten |
+//! | 144 | 16 | zero |
+//! | 160 | 256 | hard state |
+//! | 416 | 64 | position |
+//! | 480 | 3616 | the state, or the places u64 of its slots |
+
+use bytes::Bytes;
+use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
+
+use crate::chunk::codec::{Fields, FieldsMut};
+use crate::chunk::layout::{Layout, Place, SLOT_BYTES};
+use crate::chunk::page::{LEVEL_MAX, PageRef, Root};
+use crate::device::BLOCK_BYTES;
+use crate::group::{HARD_STATE_BYTES_MAX, POSITION_BYTES_MAX, STATE_BYTES_MAX};
+
+const MAGIC: [u8; 8] = *b"HFGROUP1";
+const VERSION: u32 = 1;
+const FLAG_DELETED: u16 = 1;
+/// Stands for a count that is not known.
+const UNKNOWN: u64 = u64::MAX;
+const HARD_STATE: usize = 160;
+const POSITION: usize = HARD_STATE + HARD_STATE_BYTES_MAX;
+const STATE: usize = POSITION + POSITION_BYTES_MAX;
+
+/// Longest state that lies in the header itself.
+pub const INLINE_STATE_BYTES_MAX: usize = BLOCK_BYTES - STATE;
+const STATE_SLOTS_MAX: usize = STATE_BYTES_MAX / SLOT_BYTES;
+
+const _: () = assert!(POSITION == 416 && STATE == 480 && INLINE_STATE_BYTES_MAX == 3616);
+const _: () = assert!(STATE_SLOTS_MAX * 8 <= INLINE_STATE_BYTES_MAX, "the longest state's slots fit the header");
+const _: () = assert!(16 + GroupId::BYTES == 34 && 40 + ID_BYTES == 56);
+
+/// How much a map names; open holds it against what it finds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    pub slots: u64,
+    pub pages: u64,
+}
+
+/// Where the caller's state lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateHome {
+    Inline(Bytes),
+    Slots { places: Vec<Place>, bytes: u32, crc: u32 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub deleted: bool,
+    pub entry: u32,
+    pub generation: u64,
+    pub index: u64,
+    pub wal_sequence: u64,
+    pub write_back_to: u64,
+    pub root: Root,
+    /// What the map names. `None` once a page was lost, with what it named, until an open has counted again.
+    pub counts: Option<Counts>,
+    pub forget_below: u64,
+    pub hard_state: Bytes,
+    pub position: Bytes,
+    pub state: StateHome,
+}
+
+/// What one copy of an entry holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Copy {
+    Unused,
+    Valid(Box<Header>),
+    /// Torn or rotten.
+    Invalid,
+}
+
+impl Header {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut block = vec![0; BLOCK_BYTES];
+        block[..8].copy_from_slice(&MAGIC);
+        block.put_u32(8, VERSION);
+        block[16..34].copy_from_slice(&self.group.to_bytes());
+        block.put_u16(34, if self.deleted { FLAG_DELETED } else { 0 });
+        block.put_u32(36, self.entry);
+        block[40..56].copy_from_slice(&self.replica.to_bytes());
+        block.put_u64(56, self.generation);
+        block.put_u64(64, self.index);
+        block.put_u64(72, self.wal_sequence);
+        block.put_u64(80, self.write_back_to);
+        if let Some(root) = self.root.page {
+            block.put_u64(88, root.place.0);
+            block.put_u32(96, root.crc);
+        }
+        block.put_u32(100, u32::from(self.root.level));
+        block.put_u64(104, self.counts.map_or(UNKNOWN, |counts| counts.slots));
+        block.put_u64(112, self.counts.map_or(UNKNOWN, |counts| counts.pages));
+        block.put_u16(120, self.hard_state.len() as u16);
+        block.put_u16(122, self.position.len() as u16);
+        block.put_u64(136, self.forget_below);
+        block[HARD_STATE..][..self.hard_state.len()].copy_from_slice(&self.hard_state);
+        block[POSITION..][..self.position.len()].copy_from_slice(&self.position);
+        match &self.state {
+            StateHome::Inline(state) => {
+                block.put_u32(124, state.len() as u32);
+                block.put_u32(128, crc32c::crc32c(state));
+                block[STATE..][..state.len()].copy_from_slice(state);
+            }
+            StateHome::Slots { places, bytes, crc } => {
+                block.put_u32(124, *bytes);
+                block.put_u32(128, *crc);
+                block.put_u32(132, places.len() as u32);
+                for (i, place) in places.iter().enumerate() {
+                    block.put_u64(STATE + 8 * i, place.0);
+                }
+            }
+        }
+        let crc = crc32c::crc32c(&block);
+        block.put_u32(12, crc);
+        block
+    }
+
+    /// `entry`: where it was read from; a header that belongs elsewhere is invalid here.
+    pub fn decode(layout: &Layout, entry: u32, block: &[u8]) -> Copy {
+        if block.iter().all(|byte| *byte == 0) {
+            return Copy::Unused;
+        }
+        Self::decode_used(layout, entry, block).map_or(Copy::Invalid, |header| Copy::Valid(Box::new(header)))
+    }
+
+    fn decode_used(layout: &Layout, entry: u32, block: &[u8]) -> Option<Header> {
+        let mut unsummed = block.to_vec();
+        unsummed.put_u32(12, 0);
+        if block[..8] != MAGIC || block.u32_at(12) != crc32c::crc32c(&unsummed) || block.u32_at(8) != VERSION {
+            return None;
+        }
+        let flags = block.u16_at(34);
+        let place = Place(block.u64_at(88));
+        let page = (!place.is_none()).then_some(PageRef { place, crc: block.u32_at(96) });
+        let level = block.u32_at(100);
+        let (hard_state, position) = (usize::from(block.u16_at(120)), usize::from(block.u16_at(122)));
+        let root_fits = page.is_none_or(|page| page.place == Place::LOST || layout.slot_of(page.place).is_some());
+        let fits = flags & !FLAG_DELETED == 0
+            && block.u32_at(36) == entry
+            && level <= u32::from(LEVEL_MAX)
+            && root_fits
+            && hard_state <= HARD_STATE_BYTES_MAX
+            && position <= POSITION_BYTES_MAX;
+        if !fits {
+            return None;
+        }
+        Some(Header {
+            group: GroupId::from_bytes(block[16..34].try_into().ok()?)?,
+            replica: ReplicaId::from_bytes(block[40..56].try_into().ok()?)?,
+            deleted: flags & FLAG_DELETED != 0,
+            entry,
+            generation: block.u64_at(56),
+            index: block.u64_at(64),
+            wal_sequence: block.u64_at(72),
+            write_back_to: block.u64_at(80),
+            root: Root { page, level: level as u8 },
+            counts: match (block.u64_at(104), block.u64_at(112)) {
+                (UNKNOWN, _) | (_, UNKNOWN) => None,
+                (slots, pages) => Some(Counts { slots, pages }),
+            },
+            forget_below: block.u64_at(136),
+            hard_state: Bytes::copy_from_slice(&block[HARD_STATE..][..hard_state]),
+            position: Bytes::copy_from_slice(&block[POSITION..][..position]),
+            state: Self::decode_state(layout, block)?,
+        })
+    }
+
+    fn decode_state(layout: &Layout, block: &[u8]) -> Option<StateHome> {
+        let (bytes, crc, slots) = (block.u32_at(124), block.u32_at(128), block.u32_at(132) as usize);
+        if slots == 0 {
+            let state = block.get(STATE..)?.get(..bytes as usize)?;
+            return (crc32c::crc32c(state) == crc).then(|| StateHome::Inline(Bytes::copy_from_slice(state)));
+        }
+        if slots > STATE_SLOTS_MAX || slots != (bytes as usize).div_ceil(SLOT_BYTES) {
+            return None;
+        }
+        let places: Vec<Place> = (0..slots).map(|i| Place(block.u64_at(STATE + 8 * i))).collect();
+        places.iter().all(|place| layout.is_slot(*place)).then_some(StateHome::Slots { places, bytes, crc })
+    }
+}

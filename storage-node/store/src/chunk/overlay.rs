@@ -1,0 +1,191 @@
+//! Blocks that are applied and not yet in the map: ranges over the very buffers apply was given, nothing is copied.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::chunk::layout::SLOT_BLOCKS;
+use crate::chunk::page::{LEAF_BLOCKS, LEVEL_MAX};
+use crate::device::BLOCK_BYTES;
+use crate::group::Mutation;
+
+/// What a range costs in memory beside its data; chosen above the size of a tree node's share.
+const PIECE_BYTES: u64 = 256;
+/// What a touched leaf or slot costs in memory.
+const TOUCHED_BYTES: u64 = 32;
+
+/// A range of blocks with one source.
+#[derive(Clone, Debug)]
+pub struct Piece {
+    pub first: u64,
+    pub count: u64,
+    /// Log index of the entry that changed it.
+    pub index: u64,
+    pub content: Content,
+}
+
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// `checksums[checksum..]` belongs to the blocks of `data`.
+    Data { data: Bytes, checksums: Arc<[u32]>, checksum: usize },
+    Zero,
+}
+
+impl Piece {
+    pub fn end(&self) -> u64 {
+        self.first + self.count
+    }
+
+    /// The part of it within `range`, which overlaps it.
+    pub fn within(&self, range: Range<u64>) -> Piece {
+        let first = self.first.max(range.start);
+        let end = self.end().min(range.end);
+        assert!(first < end, "the ranges overlap");
+        let skip = (first - self.first) as usize;
+        let content = match &self.content {
+            Content::Zero => Content::Zero,
+            Content::Data { data, checksums, checksum } => Content::Data {
+                data: data.slice(skip * BLOCK_BYTES..(skip + (end - first) as usize) * BLOCK_BYTES),
+                checksums: checksums.clone(),
+                checksum: checksum + skip,
+            },
+        };
+        Piece { first, count: end - first, index: self.index, content }
+    }
+}
+
+/// The changes between two checkpoints of one group. Pieces never overlap.
+#[derive(Debug, Default)]
+pub struct Layer {
+    pieces: BTreeMap<u64, Piece>,
+    /// Slots that data was ever written to in this layer, also where a later zero hides it: exactly the slots that
+    /// may need a place, or a tombstone though the map has never heard of them.
+    slots: BTreeSet<u64>,
+    leaves: BTreeSet<u64>,
+    /// An upper bound of the memory held: also what later pieces hid counts, since a buffer lives as long as any part.
+    bytes: u64,
+    /// Of the last mutation.
+    last_index: u64,
+}
+
+impl Layer {
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Index of the last change.
+    pub fn last_index(&self) -> u64 {
+        self.last_index
+    }
+
+    pub fn leaves(&self) -> &BTreeSet<u64> {
+        &self.leaves
+    }
+
+    pub fn has_written(&self, slot: u64) -> bool {
+        self.slots.contains(&slot)
+    }
+
+    /// The highest leaf that holds data.
+    pub fn last_written_leaf(&self) -> Option<u64> {
+        self.slots.last().map(|slot| slot * SLOT_BLOCKS / LEAF_BLOCKS)
+    }
+
+    /// Blocks of the disk that writing this layer back takes at most: a new slot for each slot written, and each
+    /// touched leaf with a path of its own to the root.
+    pub fn blocks_needed(&self) -> u64 {
+        self.slots.len() as u64 * SLOT_BLOCKS + self.leaves.len() as u64 * (u64::from(LEVEL_MAX) + 1)
+    }
+
+    pub fn apply(&mut self, index: u64, mutation: Mutation) {
+        let piece = match mutation {
+            Mutation::Write { first_block, data, checksums } => {
+                let count = (data.len() / BLOCK_BYTES) as u64;
+                assert!(data.len().is_multiple_of(BLOCK_BYTES) && checksums.len() as u64 == count);
+                self.bytes += data.len() as u64;
+                let content = Content::Data { data, checksums, checksum: 0 };
+                Piece { first: first_block, count, index, content }
+            }
+            Mutation::Zero { first_block, count, discard: _ } => {
+                Piece { first: first_block, count, index, content: Content::Zero }
+            }
+        };
+        if piece.count == 0 {
+            return;
+        }
+        self.last_index = index;
+        self.clear(piece.first..piece.end());
+        if matches!(piece.content, Content::Data { .. }) {
+            self.slots.extend(piece.first / SLOT_BLOCKS..=(piece.end() - 1) / SLOT_BLOCKS);
+        }
+        let leaves = piece.first / LEAF_BLOCKS..=(piece.end() - 1) / LEAF_BLOCKS;
+        self.bytes += PIECE_BYTES + TOUCHED_BYTES * (leaves.end() - leaves.start() + 1);
+        self.leaves.extend(leaves);
+        self.pieces.insert(piece.first, piece);
+    }
+
+    /// The pieces that overlap the range, cut to it, in order.
+    pub fn range(&self, range: Range<u64>) -> Vec<Piece> {
+        let before = self.pieces.range(..range.start).next_back().map(|(_, piece)| piece);
+        let before = before.filter(|piece| piece.end() > range.start);
+        let inside = self.pieces.range(range.clone()).map(|(_, piece)| piece);
+        before.into_iter().chain(inside).map(|piece| piece.within(range.clone())).collect()
+    }
+
+    /// Cuts the range out of every piece.
+    fn clear(&mut self, range: Range<u64>) {
+        let before = self.pieces.range(..range.start).next_back().map(|(_, piece)| piece.clone());
+        if let Some(piece) = before.filter(|piece| piece.end() > range.start) {
+            self.pieces.insert(piece.first, piece.within(piece.first..range.start));
+            if piece.end() > range.end {
+                self.pieces.insert(range.end, piece.within(range.end..piece.end()));
+            }
+        }
+        let inside: Vec<u64> = self.pieces.range(range.clone()).map(|(first, _)| *first).collect();
+        for first in inside {
+            let piece = self.pieces.remove(&first).expect("it was found above");
+            if piece.end() > range.end {
+                self.pieces.insert(range.end, piece.within(range.end..piece.end()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(first_block: u64, blocks: u8, fill: u8) -> Mutation {
+        let data = Bytes::from(vec![fill; usize::from(blocks) * BLOCK_BYTES]);
+        Mutation::Write { first_block, data, checksums: (0..u32::from(blocks)).collect() }
+    }
+
+    fn shape(layer: &Layer, range: Range<u64>) -> Vec<(u64, u64, u64, Option<usize>)> {
+        let checksum = |piece: &Piece| match piece.content {
+            Content::Data { checksum, .. } => Some(checksum),
+            Content::Zero => None,
+        };
+        layer.range(range).iter().map(|piece| (piece.first, piece.count, piece.index, checksum(piece))).collect()
+    }
+
+    #[test]
+    fn later_pieces_cut_earlier_ones() {
+        let mut layer = Layer::default();
+        layer.apply(1, write(10, 10, 1));
+        layer.apply(2, Mutation::Zero { first_block: 12, count: 2, discard: true });
+        layer.apply(3, write(18, 4, 3));
+        let all = vec![(10, 2, 1, Some(0)), (12, 2, 2, None), (14, 4, 1, Some(4)), (18, 4, 3, Some(0))];
+        assert_eq!(shape(&layer, 0..100), all);
+        assert_eq!(shape(&layer, 15..19), vec![(15, 3, 1, Some(5)), (18, 1, 3, Some(0))]);
+        layer.apply(4, Mutation::Zero { first_block: 0, count: 1 << 14, discard: false });
+        assert_eq!(shape(&layer, 0..100), vec![(0, 100, 4, None)]);
+        assert!(layer.has_written(1), "a hidden write still needs its tombstone");
+        assert_eq!(layer.leaves().len(), 64);
+    }
+}

@@ -1,0 +1,292 @@
+//! Map pages: one block each, never changed in place, named and checksummed by the parent.
+//!
+//! ```text
+//!      0        4       6     7     8            32      40          48        64
+//!      | magic  | vers. | lvl | wid | group, pad | number| generation| replica | body ...
+//! leaf (level 0), body:
+//!     64   16 x { place u64, last-changed index u64, present u16, lost u16, 0 u32 }
+//!    448   256 x checksum u32 (crc32c of the block; zero where the block is not present)
+//!   1472   zero
+//! inner (level >= 1), body:
+//!     64   256 x { place u64, crc32c of the page u32 }
+//!   3136   zero
+//! ```
+//! `wid` is the width of the per-block metadata in bytes, 4 now; up to 14 fit a leaf. All numbers are little-endian,
+//! identifiers big-endian as everywhere. `number` counts pages of the same level: leaf n covers blocks
+//! `[256 n, 256 (n + 1))`, an inner page n the pages `[256 n, 256 (n + 1))` of the level below.
+
+use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
+
+use crate::chunk::codec::{Fields, FieldsMut};
+use crate::chunk::layout::{Layout, Place, SLOT_BLOCKS};
+use crate::device::BLOCK_BYTES;
+
+/// Slots a leaf covers.
+pub const LEAF_SLOTS: usize = 16;
+/// Blocks a leaf covers: 1 MiB.
+pub const LEAF_BLOCKS: u64 = LEAF_SLOTS as u64 * SLOT_BLOCKS;
+/// Children of an inner page.
+pub const FAN_OUT: usize = 256;
+/// `log2` of [`FAN_OUT`].
+pub const FAN_OUT_BITS: u32 = 8;
+/// Highest level of a root: covers 2^40 blocks, far above the largest volume of 2^34.
+pub const LEVEL_MAX: u8 = 4;
+/// First block number no map can hold.
+pub const BLOCKS_MAX: u64 = LEAF_BLOCKS << (FAN_OUT_BITS * LEVEL_MAX as u32);
+
+const LEAF_MAGIC: [u8; 4] = *b"HFLF";
+const INNER_MAGIC: [u8; 4] = *b"HFIN";
+const VERSION: u16 = 1;
+const WIDTH: u8 = 4;
+const BODY: usize = 64;
+const SLOT_ENTRY_BYTES: usize = 24;
+const CHECKSUMS: usize = BODY + LEAF_SLOTS * SLOT_ENTRY_BYTES;
+const LEAF_END: usize = CHECKSUMS + LEAF_BLOCKS as usize * WIDTH as usize;
+const CHILD_BYTES: usize = 12;
+const INNER_END: usize = BODY + FAN_OUT * CHILD_BYTES;
+
+const _: () = assert!(CHECKSUMS == 448 && LEAF_END == 1472 && INNER_END == 3136);
+const _: () = assert!(LEAF_END <= BLOCK_BYTES && INNER_END <= BLOCK_BYTES);
+const _: () = assert!(CHECKSUMS + LEAF_BLOCKS as usize * 14 <= BLOCK_BYTES, "fourteen bytes per block fit");
+const _: () = assert!(FAN_OUT == 1 << FAN_OUT_BITS && SLOT_BLOCKS == 16, "a slot's blocks fit a u16 mask");
+const _: () = assert!(8 + GroupId::BYTES <= 32 && 48 + ID_BYTES == BODY);
+const _: () = assert!(BLOCKS_MAX >= 1 << 34, "the largest volume fits");
+
+/// Which page of which map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageId {
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub level: u8,
+    pub number: u64,
+}
+
+/// How a parent names a page. A `place` of [`Place::LOST`] names nothing readable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageRef {
+    pub place: Place,
+    pub crc: u32,
+}
+
+impl PageRef {
+    pub const LOST: PageRef = PageRef { place: Place::LOST, crc: 0 };
+}
+
+/// A group's map: its root and the root's level. No root: nothing was ever written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Root {
+    pub page: Option<PageRef>,
+    pub level: u8,
+}
+
+impl Root {
+    /// Whether a page of the level can lie below this root.
+    pub fn covers(&self, level: u8, number: u64) -> bool {
+        self.page.is_some() && level <= self.level && number >> (FAN_OUT_BITS * u32::from(self.level - level)) == 0
+    }
+}
+
+/// Sixteen blocks of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlotEntry {
+    /// [`Place::NONE`] exactly where no block is present.
+    pub place: Place,
+    /// Log index that last changed a block; zero: never changed, or the tombstone was forgotten.
+    pub index: u64,
+    /// Bit i: block i lies at `place + i`. Others read as zeroes, unless lost.
+    pub present: u16,
+    /// Bit i: what block i held is unknown. Reads of it fail until it is overwritten.
+    pub lost: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    pub slots: [SlotEntry; LEAF_SLOTS],
+    pub checksums: [u32; LEAF_BLOCKS as usize],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inner {
+    pub children: [Option<PageRef>; FAN_OUT],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Page {
+    Leaf(Box<Leaf>),
+    Inner(Box<Inner>),
+}
+
+/// Why a page cannot be used; all of them mean that what it said is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    #[error("the checksum does not match")]
+    Checksum,
+    #[error("it is another page")]
+    Identity,
+    #[error("its version is unknown")]
+    Version,
+    #[error("a field breaks its bound")]
+    Field,
+}
+
+impl Leaf {
+    pub fn empty() -> Leaf {
+        Leaf { slots: [SlotEntry::default(); LEAF_SLOTS], checksums: [0; LEAF_BLOCKS as usize] }
+    }
+
+    /// Stands in for a leaf that cannot be read.
+    pub fn lost() -> Leaf {
+        let mut leaf = Leaf::empty();
+        for slot in &mut leaf.slots {
+            slot.lost = u16::MAX;
+        }
+        leaf
+    }
+
+    fn is_empty(&self) -> bool {
+        self.slots.iter().all(|slot| *slot == SlotEntry::default())
+    }
+}
+
+impl Inner {
+    pub fn empty() -> Inner {
+        Inner { children: [None; FAN_OUT] }
+    }
+
+    /// Stands in for an inner page that cannot be read.
+    pub fn lost() -> Inner {
+        Inner { children: [Some(PageRef::LOST); FAN_OUT] }
+    }
+}
+
+impl Page {
+    pub fn empty(level: u8) -> Page {
+        if level == 0 { Page::Leaf(Box::new(Leaf::empty())) } else { Page::Inner(Box::new(Inner::empty())) }
+    }
+
+    pub fn lost(level: u8) -> Page {
+        if level == 0 { Page::Leaf(Box::new(Leaf::lost())) } else { Page::Inner(Box::new(Inner::lost())) }
+    }
+
+    /// Whether the parent need not name it.
+    pub fn is_empty(&self) -> bool {
+        match self {
+            Page::Leaf(leaf) => leaf.is_empty(),
+            Page::Inner(inner) => inner.children.iter().all(Option::is_none),
+        }
+    }
+
+    /// # Panics
+    /// Where the kind of page is not that of the level: the caller looked it up under that level.
+    pub fn leaf(&self) -> &Leaf {
+        match self {
+            Page::Leaf(leaf) => leaf,
+            Page::Inner(_) => panic!("a page of level 0 is a leaf"),
+        }
+    }
+
+    /// # Panics
+    /// As [`Page::leaf`].
+    pub fn inner(&self) -> &Inner {
+        match self {
+            Page::Inner(inner) => inner,
+            Page::Leaf(_) => panic!("a page above level 0 is an inner page"),
+        }
+    }
+
+    pub fn encode(&self, id: &PageId, generation: u64) -> Vec<u8> {
+        let mut block = vec![0; BLOCK_BYTES];
+        block[..4].copy_from_slice(if id.level == 0 { &LEAF_MAGIC } else { &INNER_MAGIC });
+        block.put_u16(4, VERSION);
+        block[6] = id.level;
+        block[7] = WIDTH;
+        block[8..8 + GroupId::BYTES].copy_from_slice(&id.group.to_bytes());
+        block.put_u64(32, id.number);
+        block.put_u64(40, generation);
+        block[48..BODY].copy_from_slice(&id.replica.to_bytes());
+        match self {
+            Page::Leaf(leaf) => {
+                assert_eq!(id.level, 0, "leaves are level 0");
+                for (i, slot) in leaf.slots.iter().enumerate() {
+                    assert_eq!(slot.place.is_none(), slot.present == 0, "a place exactly where a block is present");
+                    let at = BODY + i * SLOT_ENTRY_BYTES;
+                    block.put_u64(at, slot.place.0);
+                    block.put_u64(at + 8, slot.index);
+                    block.put_u16(at + 16, slot.present);
+                    block.put_u16(at + 18, slot.lost);
+                }
+                for (i, checksum) in leaf.checksums.iter().enumerate() {
+                    block.put_u32(CHECKSUMS + i * 4, *checksum);
+                }
+            }
+            Page::Inner(inner) => {
+                assert!((1..=LEVEL_MAX).contains(&id.level), "inner pages are above level 0");
+                for (i, child) in inner.children.iter().enumerate() {
+                    if let Some(child) = child {
+                        block.put_u64(BODY + i * CHILD_BYTES, child.place.0);
+                        block.put_u32(BODY + i * CHILD_BYTES + 8, child.crc);
+                    }
+                }
+            }
+        }
+        block
+    }
+
+    /// Checks everything a page can be checked for alone: its checksum as the parent has it, that it is the page
+    /// looked for, and that every place lies where such a thing can lie.
+    pub fn decode(layout: &Layout, id: &PageId, crc: u32, block: &[u8]) -> Result<Page, PageError> {
+        if crc32c::crc32c(block) != crc {
+            return Err(PageError::Checksum);
+        }
+        let magic = if id.level == 0 { LEAF_MAGIC } else { INNER_MAGIC };
+        let identity = block[..4] == magic
+            && block[6] == id.level
+            && block[8..8 + GroupId::BYTES] == id.group.to_bytes()
+            && block.u64_at(32) == id.number
+            && block[48..BODY] == id.replica.to_bytes();
+        if !identity {
+            return Err(PageError::Identity);
+        }
+        if block.u16_at(4) != VERSION || block[7] != WIDTH {
+            return Err(PageError::Version);
+        }
+        if id.level == 0 { Self::decode_leaf(layout, block) } else { Self::decode_inner(layout, block) }
+    }
+
+    fn decode_leaf(layout: &Layout, block: &[u8]) -> Result<Page, PageError> {
+        let mut leaf = Box::new(Leaf::empty());
+        for (i, slot) in leaf.slots.iter_mut().enumerate() {
+            let at = BODY + i * SLOT_ENTRY_BYTES;
+            *slot = SlotEntry {
+                place: Place(block.u64_at(at)),
+                index: block.u64_at(at + 8),
+                present: block.u16_at(at + 16),
+                lost: block.u16_at(at + 18),
+            };
+            let placed = slot.present != 0;
+            if placed == slot.place.is_none() || placed && !layout.is_slot(slot.place) || slot.present & slot.lost != 0
+            {
+                return Err(PageError::Field);
+            }
+        }
+        for (i, checksum) in leaf.checksums.iter_mut().enumerate() {
+            *checksum = block.u32_at(CHECKSUMS + i * 4);
+        }
+        Ok(Page::Leaf(leaf))
+    }
+
+    fn decode_inner(layout: &Layout, block: &[u8]) -> Result<Page, PageError> {
+        let mut inner = Box::new(Inner::empty());
+        for (i, child) in inner.children.iter_mut().enumerate() {
+            let place = Place(block.u64_at(BODY + i * CHILD_BYTES));
+            if place.is_none() {
+                continue;
+            }
+            if place != Place::LOST && layout.slot_of(place).is_none() {
+                return Err(PageError::Field);
+            }
+            *child = Some(PageRef { place, crc: block.u32_at(BODY + i * CHILD_BYTES + 8) });
+        }
+        Ok(Page::Inner(inner))
+    }
+}

@@ -1,0 +1,7 @@
+//! Chunks against a naive oracle, on a disk that crashes and rots.
+
+mod crash;
+mod damage;
+mod harness;
+mod oracle;
+mod space;

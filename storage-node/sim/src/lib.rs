@@ -1,1 +1,12 @@
 //! A whole cluster in one thread: network, disks, clocks, workloads, faults, checkers.
+//!
+//! Everything here is a value driven by one loop in simulated time. The same seed gives the same run: all randomness
+//! comes from one [`prng::Prng`], and nothing depends on addresses, hashes, threads or real time.
+
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod disk;
+pub mod latency;
+pub mod network;
+pub mod prng;

@@ -23,15 +23,14 @@
 //! 3. A ticket is completed at most once, and a stamp has at most one entry here.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_protocol::session::{Epoch, SESSION_WINDOW, Session, Stamp};
 
-use crate::command::Command;
+use crate::change::{Change, Edge};
 use crate::planted::{self, Bug};
-use crate::range::{BLOCK, BLOCK_U64, BlockRange};
+use crate::range::{BLOCK, BlockRange};
 use crate::volume::{Outcome, Volume};
 use crate::window::{Known, well_formed};
 
@@ -115,28 +114,6 @@ enum Phase {
     Proposed,
 }
 
-/// A mutation in logical blocks.
-#[derive(Debug)]
-struct Change {
-    offset: u64,
-    length: u64,
-    kind: ChangeKind,
-}
-
-#[derive(Debug)]
-enum ChangeKind {
-    Write(Bytes),
-    Zeroes { discard: bool },
-}
-
-/// The blocks that a change covers in part: its first, its last, or both where they are one and the same or adjacent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Edge {
-    Head,
-    Tail,
-    Both,
-}
-
 impl Admission {
     pub fn new() -> Admission {
         Admission::default()
@@ -183,7 +160,7 @@ impl Admission {
 
         let order = self.next_order;
         self.next_order += 1;
-        let blocks = BlockRange::touching(change.offset, change.length);
+        let blocks = change.blocks();
         let blockers = self.blockers(blocks, change.edge().is_some());
         self.by_stamp.insert(key(&stamp), order);
         let clash = self.by_ticket.insert(ticket, order);
@@ -377,105 +354,6 @@ enum Released {
     Dropped,
 }
 
-impl Change {
-    /// `None` for an operation that changes nothing.
-    fn from_operation(operation: Operation) -> Option<Change> {
-        match operation {
-            Operation::Write { offset, data } => {
-                Some(Change { offset, length: data.len() as u64, kind: ChangeKind::Write(data) })
-            }
-            Operation::WriteZeroes { offset, length } => {
-                Some(Change { offset, length, kind: ChangeKind::Zeroes { discard: false } })
-            }
-            Operation::Discard { offset, length } => {
-                Some(Change { offset, length, kind: ChangeKind::Zeroes { discard: true } })
-            }
-            Operation::Read { .. } | Operation::Flush => None,
-        }
-    }
-
-    fn data_bytes(&self) -> usize {
-        match &self.kind {
-            ChangeKind::Write(data) => data.len(),
-            ChangeKind::Zeroes { .. } => 0,
-        }
-    }
-
-    fn edge(&self) -> Option<Edge> {
-        let end = self.offset + self.length;
-        match (!self.offset.is_multiple_of(BLOCK_U64), !end.is_multiple_of(BLOCK_U64)) {
-            (false, false) => None,
-            (true, false) => Some(Edge::Head),
-            (false, true) => Some(Edge::Tail),
-            (true, true) => Some(Edge::Both),
-        }
-    }
-
-    /// `head` is the content of the first block where the change starts within it, `tail` of the last where it ends
-    /// within it; with one block only, both are that block.
-    fn into_entry(
-        self,
-        stamp: Stamp,
-        blocks: BlockRange,
-        head: Option<Bytes>,
-        tail: Option<Bytes>,
-    ) -> (Command, Bytes) {
-        let (has_head, has_tail) = (head.is_some(), tail.is_some());
-        let skip = (self.offset % BLOCK_U64) as usize;
-        match self.kind {
-            ChangeKind::Write(data) => {
-                let payload = if has_head || has_tail { merge(blocks.count, head, tail, skip, &data) } else { data };
-                (write(stamp, blocks.first, &payload), payload)
-            }
-            ChangeKind::Zeroes { discard } => {
-                let edges = u64::from(has_head) + u64::from(has_tail);
-                if blocks.count <= edges {
-                    let zeroes = vec![0; self.length as usize];
-                    let payload = merge(blocks.count, head, tail, skip, &zeroes);
-                    return (write(stamp, blocks.first, &payload), payload);
-                }
-                let cut = ((self.offset + self.length) % BLOCK_U64) as usize;
-                let mut payload = BytesMut::with_capacity(edges as usize * BLOCK);
-                let head = head.map(|block| {
-                    payload.extend_from_slice(&block[..skip]);
-                    payload.resize(BLOCK, 0);
-                    crc32c::crc32c(&payload)
-                });
-                let tail = tail.map(|block| {
-                    let start = payload.len();
-                    payload.resize(start + cut, 0);
-                    payload.extend_from_slice(&block[cut..]);
-                    crc32c::crc32c(&payload[start..])
-                });
-                let first_block = blocks.first + u64::from(has_head);
-                let count = blocks.count - edges;
-                (Command::Zero { stamp, first_block, count, discard, head, tail }, payload.freeze())
-            }
-        }
-    }
-}
-
-/// `count` blocks: the first is `head` and the last is `tail` where given, with `data` laid over them from `skip` on.
-fn merge(count: u64, head: Option<Bytes>, tail: Option<Bytes>, skip: usize, data: &[u8]) -> Bytes {
-    let length = count as usize * BLOCK;
-    let mut merged = BytesMut::with_capacity(length);
-    if let Some(head) = head {
-        merged.extend_from_slice(&head[..skip]);
-    }
-    merged.extend_from_slice(data);
-    if let Some(tail) = tail {
-        let within = merged.len() - (count as usize - 1) * BLOCK;
-        merged.extend_from_slice(&tail[within..]);
-    }
-    assert_eq!(merged.len(), length, "a part of an edge block is missing");
-    merged.freeze()
-}
-
-fn write(stamp: Stamp, first_block: u64, payload: &Bytes) -> Command {
-    let checksums: Arc<[u32]> = payload.chunks(BLOCK).map(crc32c::crc32c).collect();
-    Command::Write { stamp, first_block, checksums }
-}
-
 fn key(stamp: &Stamp) -> (Epoch, Session, u64) {
     (stamp.epoch, stamp.session, stamp.sequence)
 }
@@ -514,5 +392,84 @@ fn result_of(outcome: &Outcome) -> Result<(), Error> {
         | Outcome::SizeRefused { .. }
         | Outcome::FormattedSet
         | Outcome::FormattedRefused { .. } => unreachable!("admission proposes well-formed writes and zeroes only"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Command;
+    use crate::name::Name;
+    use crate::volume::VolumeSpec;
+    use holdfast_block::{Geometry, REQUEST_BYTES_MAX};
+    use holdfast_id::VolumeId;
+    use holdfast_protocol::session::Instance;
+
+    fn attached() -> Volume {
+        let geometry = Geometry::new(1 << 30, 512).unwrap();
+        let id = VolumeId::from_bytes([1; 16]).unwrap();
+        let mut volume = Volume::new(VolumeSpec { id, name: Name::new("data").unwrap(), geometry });
+        let attach = Command::Attach { holder: Name::new("a").unwrap(), instance: Instance(1), take_over: false };
+        volume.apply(1, &attach.encode(), &Bytes::new()).unwrap();
+        volume
+    }
+
+    /// A session's window of stamps fits once; `session` names the window.
+    fn stamp(number: u64) -> Stamp {
+        let (session, sequence) = (1 + number / SESSION_WINDOW, 1 + number % SESSION_WINDOW);
+        Stamp { epoch: Epoch(1), session: Session(session), sequence, oldest: 1 }
+    }
+
+    fn write(offset: u64, length: u32) -> Operation {
+        Operation::Write { offset, data: Bytes::from(vec![1; length as usize]) }
+    }
+
+    #[test]
+    fn requests_are_bounded() {
+        let (volume, mut admission) = (attached(), Admission::new());
+        for number in 0..REQUESTS_MAX as u64 {
+            admission.admit(&volume, number, stamp(number), write(0, 4096)).unwrap();
+        }
+        let more = REQUESTS_MAX as u64;
+        assert_eq!(admission.admit(&volume, more, stamp(more), write(0, 4096)), Err(AdmitError::Busy));
+        admission.on_applied(0, &Outcome::Done);
+        assert!(admission.admit(&volume, more, stamp(more), write(0, 4096)).is_ok());
+        assert_eq!(admission.len(), REQUESTS_MAX);
+    }
+
+    #[test]
+    fn waiting_data_is_bounded_and_accounted_for() {
+        let (volume, mut admission) = (attached(), Admission::new());
+        let long = REQUEST_BYTES_MAX;
+        let fit = WAITING_BYTES_MAX as u64 / u64::from(long);
+        for number in 0..fit {
+            admission.admit(&volume, number, stamp(number), write(512, long)).unwrap();
+        }
+        assert_eq!(admission.admit(&volume, fit, stamp(fit), write(1 << 29, 4096)), Err(AdmitError::Busy));
+        // One after the other: reads answered, proposed, applied.
+        let mut reads = 0;
+        for number in 0..fit {
+            admission.on_read(reads, Ok(Bytes::from(vec![0; BLOCK])));
+            let steps = admission.on_read(reads + 1, Ok(Bytes::from(vec![0; BLOCK])));
+            reads += 2;
+            let [Step::Propose { ticket, payload, .. }] = &steps[..] else { panic!("{steps:?}") };
+            assert_eq!((*ticket, payload.len()), (number, crate::command::PAYLOAD_BYTES_MAX));
+            admission.on_applied(number, &Outcome::Done);
+        }
+        assert!(admission.is_empty() && admission.waiting.is_empty() && admission.reads.is_empty());
+        assert_eq!((admission.waiting_bytes, admission.by_stamp.len(), admission.by_ticket.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn reads_are_never_numbered_twice() {
+        let (volume, mut admission) = (attached(), Admission::new());
+        let first = admission.admit(&volume, 1, stamp(0), write(0, 512)).unwrap();
+        admission.clear();
+        let second = admission.admit(&volume, 2, stamp(0), write(0, 512)).unwrap();
+        let [Step::Read { read: first, .. }, Step::Read { read: second, .. }] = [&first[0], &second[0]] else {
+            panic!("{first:?} {second:?}")
+        };
+        assert_ne!(first, second);
+        assert_eq!(admission.on_read(*first, Ok(Bytes::from(vec![0; BLOCK]))), []);
     }
 }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod admission;
+mod change;
 mod codec;
 pub mod command;
 pub mod name;

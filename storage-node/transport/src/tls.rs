@@ -76,7 +76,7 @@ impl TlsConfigs {
     }
 
     pub fn accept(&self) -> Result<TlsSession, Error> {
-        Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(Arc::clone(&self.server))?) })
+        TlsSession::accept_with(Arc::clone(&self.server))
     }
 }
 
@@ -152,6 +152,10 @@ enum Step {
 }
 
 impl TlsSession {
+    pub fn accept_with(config: Arc<ServerConfig>) -> Result<TlsSession, Error> {
+        Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(config)?) })
+    }
+
     pub fn is_handshaking(&self) -> bool {
         match &self.side {
             Side::Client(connection) => connection.is_handshaking(),

@@ -86,7 +86,7 @@ impl TlsConfigs {
     }
 
     pub(crate) fn accept(&self) -> Result<TlsSession, Error> {
-        Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(Arc::clone(&self.server))?) })
+        TlsSession::accept_with(Arc::clone(&self.server))
     }
 }
 
@@ -162,6 +162,10 @@ enum Step {
 }
 
 impl TlsSession {
+    pub fn accept_with(config: Arc<ServerConfig>) -> Result<TlsSession, Error> {
+        Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(config)?) })
+    }
+
     pub fn is_handshaking(&self) -> bool {
         match &self.side {
             Side::Client(connection) => connection.is_handshaking(),
@@ -207,15 +211,20 @@ impl TlsSession {
         }
     }
 
-    /// After an error each call hands out one queued record, then repeats the error. The input must stay the same:
-    /// the session remembers places in it.
+    /// The input must stay the same: the session remembers places in it. It must not be asked once more than it has
+    /// alerts to give: it would look at the broken input again.
     fn take_alert(&mut self, rest: &mut [u8], out: &mut Outgoing, inbox: &mut Inbox) {
         loop {
             let (_, step) = match &mut self.side {
-                Side::Client(connection) => advance(connection.process_tls_records(rest), out, inbox),
-                Side::Server(connection) => advance(connection.process_tls_records(rest), out, inbox),
+                Side::Client(connection) if connection.wants_write() => {
+                    advance(connection.process_tls_records(rest), out, inbox)
+                }
+                Side::Server(connection) if connection.wants_write() => {
+                    advance(connection.process_tls_records(rest), out, inbox)
+                }
+                _ => return,
             };
-            if !matches!(step, Ok(Step::Again)) {
+            if step.is_err() {
                 return;
             }
         }
@@ -347,14 +356,14 @@ fn reason(error: Error) -> CloseReason {
         Error::InvalidCertificate(error) => CloseReason::Certificate(certificate_refusal(error)),
         Error::NoCertificatesPresented => CloseReason::Certificate(CertificateRefusal::Missing),
         Error::AlertReceived(alert) => CloseReason::Refused(match alert {
-            AlertDescription::UnknownCA => Refusal::UnknownAuthority,
+            // The latter where an authority of theirs has the name of our issuer, but another key.
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => Refusal::UnknownAuthority,
             AlertDescription::CertificateExpired => Refusal::CertificateExpired,
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateRequired
-            | AlertDescription::AccessDenied
-            | AlertDescription::DecryptError => Refusal::CertificateRefused,
+            | AlertDescription::AccessDenied => Refusal::CertificateRefused,
             other => Refusal::Alert(other.into()),
         }),
         other => CloseReason::Tls { detail: other.to_string() },

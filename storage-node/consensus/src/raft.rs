@@ -175,6 +175,11 @@ impl<C: Command> Raft<C> {
         matches!(self.state, State::Leader(_))
     }
 
+    /// False while damage keeps this replica from voting and standing: it has not caught up with an elected leader yet.
+    pub fn may_vote(&self) -> bool {
+        self.may_vote
+    }
+
     pub fn committed(&self) -> LogIndex {
         self.committed
     }

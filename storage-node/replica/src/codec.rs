@@ -71,9 +71,6 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-    pub(crate) fn u16(&mut self) -> Result<u16, DecodeError> {
-        Ok(self.take(2)?.get_u16_le())
-    }
 
     pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
         Ok(self.take(4)?.get_u32_le())
@@ -222,9 +219,11 @@ pub(crate) fn entry(index: LogIndex, header: &Bytes, payload: Bytes) -> Result<E
     Ok(Entry { position: Position { term, index }, body })
 }
 
-pub(crate) fn encode_hard_state(state: &HardState) -> Bytes {
-    let mut out = BytesMut::with_capacity(1 + 8 + 1 + ID_BYTES);
+/// `damaged`: the log lost what it had promised, and this replica has not caught up with an elected leader since.
+pub(crate) fn encode_hard_state(state: &HardState, damaged: bool) -> Bytes {
+    let mut out = BytesMut::with_capacity(1 + 1 + 8 + 1 + ID_BYTES);
     out.put_u8(VERSION);
+    out.put_u8(u8::from(damaged));
     out.put_u64_le(state.term.0);
     out.put_u8(u8::from(state.vote.is_some()));
     if let Some(vote) = state.vote {
@@ -233,13 +232,14 @@ pub(crate) fn encode_hard_state(state: &HardState) -> Bytes {
     out.freeze()
 }
 
-pub(crate) fn hard_state(bytes: &[u8]) -> Result<HardState, DecodeError> {
+pub(crate) fn hard_state(bytes: &[u8]) -> Result<(HardState, bool), DecodeError> {
     let mut reader = Reader::new("hard state", bytes);
     reader.version()?;
+    let damaged = reader.flag()?;
     let term = Term(reader.u64()?);
     let vote = if reader.flag()? { Some(reader.replica()?) } else { None };
     reader.end()?;
-    Ok(HardState { term, vote })
+    Ok((HardState { term, vote }, damaged))
 }
 
 pub(crate) fn encode_position(position: Position) -> Bytes {
@@ -330,9 +330,9 @@ mod tests {
 
     #[test]
     fn state_round_trips() {
-        for vote in [None, Some(replica(7))] {
+        for (vote, damaged) in [(None, true), (Some(replica(7)), false)] {
             let state = HardState { term: Term(5), vote };
-            assert_eq!(hard_state(&encode_hard_state(&state)), Ok(state));
+            assert_eq!(hard_state(&encode_hard_state(&state, damaged)), Ok((state, damaged)));
         }
         let snapshot = Snapshot {
             configuration: Configuration { members: vec![], outgoing: vec![], min_data: 1 },

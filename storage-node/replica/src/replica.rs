@@ -15,7 +15,9 @@ use holdfast_consensus::{
     Position, Raft, Refusal, Restored, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
-use holdfast_store::group::{Append, AppendError, GroupState, Mutation, Record, RecoveredGroup, StoreError};
+use holdfast_store::group::{
+    APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, RECORDS_MAX, Record, RecoveredGroup, StoreError,
+};
 use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
@@ -114,6 +116,8 @@ pub struct Replica<S> {
     machine: S,
     directory: Directory,
     applied: Position,
+    /// Known to be committed and durable here; everything up to it is applied at the next `settle`.
+    apply_to: LogIndex,
     /// As of `applied`; the core's own may be ahead of it.
     configuration: Configuration,
     checkpointed: LogIndex,
@@ -123,7 +127,7 @@ pub struct Replica<S> {
     checkpoint_due: bool,
     applied_bytes: usize,
     hard_state: HardState,
-    /// Appends that the store refused for space, in order; tried again at every call.
+    /// Appends that the store did not take yet, for space, in order; tried again at every `settle`.
     refused: VecDeque<Append>,
     in_flight: VecDeque<InFlight>,
     store_sequence: u64,
@@ -138,7 +142,7 @@ pub struct Replica<S> {
 /// The state a new group starts from: the same bytes on every founding replica.
 pub fn initial_state(configuration: Configuration, directory: Directory, machine: Bytes) -> GroupState {
     GroupState {
-        hard_state: codec::encode_hard_state(&HardState::default()),
+        hard_state: codec::encode_hard_state(&HardState::default(), false),
         position: codec::encode_position(Position::default()),
         state: Snapshot { configuration, directory, machine }.encode(),
     }
@@ -171,7 +175,7 @@ impl<S: StateMachine> Replica<S> {
         let checkpoint = codec::decode_position(&recovered.checkpoint.position).map_err(failed("checkpoint"))?;
         assert_eq!(checkpoint.index.0, recovered.checkpoint_index, "a checkpoint's position names its index");
         let hard_state = recovered.hard_state.as_ref().unwrap_or(&recovered.checkpoint.hard_state);
-        let hard_state = codec::hard_state(hard_state).map_err(failed("hard state"))?;
+        let (hard_state, damaged) = codec::hard_state(hard_state).map_err(failed("hard state"))?;
         let mut entries = Vec::with_capacity(recovered.records.len());
         for record in recovered.records {
             let entry = codec::entry(LogIndex(record.index), &record.header, record.payload);
@@ -183,6 +187,8 @@ impl<S: StateMachine> Replica<S> {
             _ => checkpoint,
         };
         options.id = recovered.replica;
+        // What was written back in place was committed: its blocks are readable only once it is applied again.
+        let committed = LogIndex(recovered.committed_to.max(checkpoint.index.0));
         let raft = Raft::new(
             options,
             Restored {
@@ -190,8 +196,8 @@ impl<S: StateMachine> Replica<S> {
                 base,
                 configuration: snapshot.configuration.clone(),
                 entries,
-                committed: checkpoint.index,
-                may_vote: recovered.damage.is_none(),
+                committed,
+                may_vote: recovered.damage.is_none() && !damaged,
             },
             now,
         );
@@ -202,6 +208,7 @@ impl<S: StateMachine> Replica<S> {
             machine,
             directory: snapshot.directory,
             applied: checkpoint,
+            apply_to: committed,
             configuration: snapshot.configuration,
             checkpointed: checkpoint.index,
             checkpoint_running: false,
@@ -324,6 +331,9 @@ impl<S: StateMachine> Replica<S> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
+        if !self.refused.is_empty() {
+            return Err(Refusal::Busy); // The disk is full here: nothing more is taken in before that is on it.
+        }
         let mut result = Err(Refusal::NotLeader { leader: None });
         self.call(context, |raft, now, view| result = raft.propose(now, view, command));
         result.map(|index| Position { term: self.raft.term(), index })
@@ -387,6 +397,7 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         self.retry_refused(context.store, outputs);
+        self.apply(context.store, self.apply_to, outputs);
         for effect in self.raft.take_effects() {
             if self.stopped {
                 return;
@@ -431,31 +442,50 @@ impl<S: StateMachine> Replica<S> {
         if let Some(hard_state) = persist.hard_state {
             self.hard_state = hard_state;
         }
-        self.store_sequence += 1;
-        self.in_flight
-            .push_back(InFlight { store_sequence: self.store_sequence, persisted: persist.sequence });
-        let append = Append {
-            group: self.group,
-            sequence: self.store_sequence,
-            hard_state: persist.hard_state.map(|state| codec::encode_hard_state(&state)),
-            truncate_from: persist.truncate_from.map(|index| index.0),
-            records: persist.entries.iter().map(record).collect(),
-        };
+        let hard_state = persist.hard_state.map(|state| codec::encode_hard_state(&state, !self.raft.may_vote()));
+        let mut append = self.next_append();
+        append.hard_state = hard_state;
+        append.truncate_from = persist.truncate_from.map(|index| index.0);
+        let mut bytes = 0;
+        for record in persist.entries.iter().map(record) {
+            let length = record.header.len() + record.payload.len();
+            if bytes + length > APPEND_BYTES_MAX || append.records.len() == RECORDS_MAX {
+                let next = self.next_append();
+                self.refused.push_back(std::mem::replace(&mut append, next));
+                bytes = 0;
+            }
+            bytes += length;
+            append.records.push(record);
+        }
+        self.in_flight.push_back(InFlight { store_sequence: append.sequence, persisted: persist.sequence });
         self.refused.push_back(append);
         self.retry_refused(store, outputs);
+    }
+
+    fn next_append(&mut self) -> Append {
+        self.store_sequence += 1;
+        Append {
+            group: self.group,
+            sequence: self.store_sequence,
+            hard_state: None,
+            truncate_from: None,
+            records: Vec::new(),
+        }
     }
 
     fn retry_refused(&mut self, store: &mut Store, outputs: &mut Vec<Output<S::Outcome>>) {
         while let Some(append) = self.refused.pop_front() {
             match store.append(append.clone()) {
                 Ok(()) => {}
-                Err(AppendError::Full) => {
+                Err(AppendError::Full | AppendError::NoSpace) => {
                     self.refused.push_front(append);
+                    self.raft.set_full(true);
                     return;
                 }
                 Err(error) => return self.stop(error.to_string(), outputs),
             }
         }
+        self.raft.set_full(false);
     }
 
     fn release_held(&mut self, outputs: &mut Vec<Output<S::Outcome>>) {
@@ -510,7 +540,7 @@ impl<S: StateMachine> Replica<S> {
             machine: self.machine.encode_state(),
         };
         let state = GroupState {
-            hard_state: codec::encode_hard_state(&self.hard_state),
+            hard_state: codec::encode_hard_state(&self.hard_state, !self.raft.may_vote()),
             position: codec::encode_position(self.applied),
             state: snapshot.encode(),
         };

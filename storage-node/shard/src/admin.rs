@@ -69,6 +69,8 @@ pub struct ShardReport {
     pub usage: Usage,
     pub metadata: Option<ReplicaReport>,
     pub volumes: Vec<VolumeReport>,
+    /// Groups of which the disk holds nothing usable but the name, and why.
+    pub damaged: Vec<(GroupId, String)>,
     /// Nodes that share a group with this one: connected, suspected.
     pub peers: Vec<(NodeId, bool, bool)>,
 }

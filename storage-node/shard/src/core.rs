@@ -20,6 +20,9 @@ use crate::admin::AdminReply;
 /// for one request, and failover has to be done in one and a half.
 const DISK_STALLED_AFTER: Duration = Duration::from_millis(500);
 
+/// The store's own bound is 100 ms.
+const STORE_IDLE_AFTER: Duration = Duration::from_millis(50);
+
 /// A connection of an attached machine, numbered by the rim; never reused while the process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClientId(pub u64);
@@ -71,6 +74,8 @@ pub(crate) struct Core {
     /// Operations of the disk in flight, and when one last completed or the first was submitted.
     operations: usize,
     progress_at: Timestamp,
+    /// When the store last asked something of the disk.
+    busy_at: Timestamp,
     next_token: u64,
 }
 
@@ -92,6 +97,7 @@ impl Core {
             watched: BTreeSet::new(),
             operations: 0,
             progress_at: now,
+            busy_at: now,
             next_token: 0,
         }
     }
@@ -106,7 +112,13 @@ impl Core {
 
     /// Collects what the store wants of the disk.
     pub(crate) fn submit(&mut self) {
+        if self.idle_at().is_some_and(|at| at <= self.now) {
+            self.store.on_idle();
+        }
         let operations = self.store.take_ops();
+        if !operations.is_empty() {
+            self.busy_at = self.now;
+        }
         if self.operations == 0 {
             self.progress_at = self.now;
         }
@@ -118,6 +130,11 @@ impl Core {
         self.operations -= 1;
         self.progress_at = self.now;
         self.store.on_completion(id, result);
+    }
+
+    /// When the store is to note how far it is whole.
+    pub(crate) fn idle_at(&self) -> Option<Timestamp> {
+        self.store.wants_idle().then(|| self.busy_at + STORE_IDLE_AFTER)
     }
 
     /// Peers must not wait for a leader whose disk hangs, though the rest of it is well.

@@ -183,6 +183,7 @@ impl Shard {
             replica: creation.replica,
             checkpoint_index: 0,
             checkpoint: creation.state,
+            committed_to: 0,
             hard_state: None,
             records: Vec::new(),
             damage: None,
@@ -236,7 +237,9 @@ fn obstacle(error: &StoreError) -> Obstacle {
     match error {
         StoreError::Full => Obstacle::NoSpace,
         StoreError::Failed => Obstacle::DiskFailed,
-        StoreError::TooLarge { .. } | StoreError::UnknownGroup | StoreError::Busy => Obstacle::Internal,
+        StoreError::TooLarge { .. } | StoreError::UnknownGroup | StoreError::Busy | StoreError::Damaged => {
+            Obstacle::Internal
+        }
         StoreError::GroupExists => Obstacle::Conflict,
     }
 }

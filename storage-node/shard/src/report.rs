@@ -27,6 +27,7 @@ impl Shard {
             usage: self.core.store.usage(),
             metadata,
             volumes: volumes.collect(),
+            damaged: self.damaged.iter().map(|(group, reason)| (*group, reason.clone())).collect(),
             peers: peers
                 .map(|node| (*node, self.core.connected.contains(node), self.core.pairs.is_suspected(*node)))
                 .collect(),

@@ -13,7 +13,7 @@ use holdfast_protocol::session::{self, Reply, Request};
 use holdfast_replica::replica::{RestoreError, machine_state};
 use holdfast_replica::{Context, Replica, StateMachine, wire};
 use holdfast_store::device::Device;
-use holdfast_store::group::{OpenError, RecoveredGroup, StoreEvent};
+use holdfast_store::group::{Damage, OpenError, RecoveredGroup, StoreEvent};
 use holdfast_store::ops::{DeviceError, OpId};
 use holdfast_store::store::Store;
 use holdfast_store::superblock::Superblock;
@@ -85,6 +85,8 @@ pub struct Shard {
     pub(crate) volumes: BTreeMap<GroupId, VolumeGroup>,
     pub(crate) metadata: Option<MetadataGroup>,
     pub(crate) orders: Orders,
+    /// Groups of which the disk holds nothing usable but the name, and why.
+    pub(crate) damaged: BTreeMap<GroupId, String>,
     deadlines: BTreeSet<(Timestamp, GroupId)>,
     deadline_of: BTreeMap<GroupId, Timestamp>,
 }
@@ -169,6 +171,7 @@ impl Shard {
             volumes: BTreeMap::new(),
             metadata: None,
             orders: Orders::default(),
+            damaged: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             deadline_of: BTreeMap::new(),
         };
@@ -188,8 +191,7 @@ impl Shard {
     pub fn deadline(&self) -> Option<Timestamp> {
         let groups = self.deadlines.first().map(|(at, _)| *at);
         let metadata = self.metadata.as_ref().and_then(MetadataGroup::retry_at);
-        let store = self.core.store.deadline().map(Timestamp);
-        [groups, metadata, self.core.pairs.deadline(), store].into_iter().flatten().min()
+        [groups, metadata, self.core.pairs.deadline(), self.core.idle_at()].into_iter().flatten().min()
     }
 
     /// Takes what happened together, with the time sampled after the last of it, and returns what is to be done.
@@ -298,9 +300,6 @@ impl Shard {
             let heartbeat = PeerMessage::Heartbeat { sequence: due.sequence, boot, disk_stalled };
             self.core.effects.peers.push((due.to, heartbeat));
         }
-        if self.core.store.deadline().is_some_and(|at| Timestamp(at) <= now) {
-            self.core.store.on_deadline(now.0);
-        }
         if let Some(metadata) = self.metadata.as_mut().filter(|m| m.retry_at().is_some_and(|at| at <= now)) {
             metadata.on_retry();
             self.core.touched.insert(metadata.group());
@@ -408,6 +407,10 @@ impl Shard {
     /// Makes a group that is on the disk live.
     pub(crate) fn add_group(&mut self, recovered: RecoveredGroup) -> Result<(), ShardError> {
         let group = recovered.group;
+        if let Some(Damage::Checkpoint { reason }) = &recovered.damage {
+            self.damaged.insert(group, reason.clone());
+            return Ok(());
+        }
         let state = machine_state(&recovered)?;
         let unreadable = |reason: String| ShardError::State { group, reason };
         let options = self.raft_options(recovered.replica);

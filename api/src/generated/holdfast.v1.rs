@@ -301,6 +301,59 @@ pub struct PeerStatus {
     #[prost(bool, tag = "5")]
     pub suspected: bool,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListReplicasRequest {
+    /// Only of this volume; empty: of every volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListReplicasResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub replicas: ::prost::alloc::vec::Vec<LocalReplica>,
+}
+/// A replica as its own node knows it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LocalReplica {
+    #[prost(string, tag = "1")]
+    pub volume_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub replica_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "ReplicaRole", tag = "3")]
+    pub role: i32,
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
+    /// Node id of the leader it follows or is; empty where it knows none.
+    #[prost(string, tag = "5")]
+    pub leader_node_id: ::prost::alloc::string::String,
+    /// It leads, and answers requests.
+    #[prost(bool, tag = "6")]
+    pub serving: bool,
+    #[prost(uint64, tag = "7")]
+    pub last_index: u64,
+    #[prost(uint64, tag = "8")]
+    pub flushed_index: u64,
+    #[prost(uint64, tag = "9")]
+    pub committed_index: u64,
+    #[prost(uint64, tag = "10")]
+    pub applied_index: u64,
+    #[prost(uint64, tag = "11")]
+    pub checkpointed_index: u64,
+    #[prost(uint64, tag = "12")]
+    pub size_bytes: u64,
+    /// Attachment epoch as applied here; zero: never attached.
+    #[prost(uint64, tag = "13")]
+    pub epoch: u64,
+    /// The attachment's holder as it named itself; empty: not attached.
+    #[prost(string, tag = "14")]
+    pub attached_to: ::prost::alloc::string::String,
+    /// Why it serves no more; absent where it does.
+    #[prost(message, optional, tag = "15")]
+    pub stopped: ::core::option::Option<Reason>,
+    /// Replicas that need more than the log of this leader still has.
+    #[prost(string, repeated, tag = "16")]
+    pub lagging_replica_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// Generated client implementations.
 pub mod node_client {
     #![allow(
@@ -478,6 +531,31 @@ pub mod node_client {
             req.extensions_mut().insert(GrpcMethod::new("holdfast.v1.Node", "Status"));
             self.inner.unary(req, path, codec).await
         }
+        /// What the node's own replicas of volumes say about themselves. Changes nothing.
+        pub async fn list_replicas(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListReplicasResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Node/ListReplicas",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Node", "ListReplicas"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -519,6 +597,14 @@ pub mod node_server {
             &self,
             request: tonic::Request<super::StatusRequest>,
         ) -> std::result::Result<tonic::Response<super::StatusResponse>, tonic::Status>;
+        /// What the node's own replicas of volumes say about themselves. Changes nothing.
+        async fn list_replicas(
+            &self,
+            request: tonic::Request<super::ListReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListReplicasResponse>,
+            tonic::Status,
+        >;
     }
     /// One storage node, about itself. Answered by every node, in a cluster or not, with or without a quorum.
     #[derive(Debug)]
@@ -754,6 +840,49 @@ pub mod node_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = StatusSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Node/ListReplicas" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListReplicasSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::ListReplicasRequest>
+                    for ListReplicasSvc<T> {
+                        type Response = super::ListReplicasResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListReplicasRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::list_replicas(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListReplicasSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1054,6 +1183,32 @@ pub struct SetNodeStateResponse {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<ClusterNode>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegisterRequest {
+    #[prost(string, tag = "1")]
+    pub node_id: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub peer_address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub api_address: ::prost::alloc::string::String,
+    /// Empty where the nodes have no failure domain above them.
+    #[prost(string, tag = "5")]
+    pub zone: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub disk_id: ::prost::alloc::string::String,
+    /// Bytes that can hold data, after the log's and the format's share.
+    #[prost(uint64, tag = "7")]
+    pub capacity_bytes: u64,
+    #[prost(uint64, tag = "8")]
+    pub free_bytes: u64,
+    /// The disk failed while it was in use; for good.
+    #[prost(bool, tag = "9")]
+    pub disk_failed: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegisterResponse {}
 /// What may be done with a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1467,6 +1622,32 @@ pub mod cluster_client {
                 .insert(GrpcMethod::new("holdfast.v1.Cluster", "Explain"));
             self.inner.unary(req, path, codec).await
         }
+        /// A storage node says who and where it is and what its disk holds; only for the node itself. Repeating it is
+        /// harmless.
+        pub async fn register(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RegisterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RegisterResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Cluster/Register",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Cluster", "Register"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Stops or allows the placing of new replicas on a node.
         pub async fn set_node_state(
             &mut self,
@@ -1561,6 +1742,15 @@ pub mod cluster_server {
             &self,
             request: tonic::Request<super::ExplainRequest>,
         ) -> std::result::Result<tonic::Response<super::ExplainResponse>, tonic::Status>;
+        /// A storage node says who and where it is and what its disk holds; only for the node itself. Repeating it is
+        /// harmless.
+        async fn register(
+            &self,
+            request: tonic::Request<super::RegisterRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RegisterResponse>,
+            tonic::Status,
+        >;
         /// Stops or allows the placing of new replicas on a node.
         async fn set_node_state(
             &self,
@@ -1944,6 +2134,49 @@ pub mod cluster_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ExplainSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Cluster/Register" => {
+                    #[allow(non_camel_case_types)]
+                    struct RegisterSvc<T: Cluster>(pub Arc<T>);
+                    impl<T: Cluster> tonic::server::UnaryService<super::RegisterRequest>
+                    for RegisterSvc<T> {
+                        type Response = super::RegisterResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RegisterRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Cluster>::register(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RegisterSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -10,8 +10,8 @@
 //! 2. *Linearizable*: a value is superseded once an operation on another value began after the first took effect and
 //!    ended; a read that begins after that must not return it. Operations are writes and reads alike: a value that was
 //!    read has taken effect, and one that another read replaced does not come back.
-//! 3. *Whole* (requests up to 1 MiB are atomic, reads and writes alike): where a read of several blocks shows a write in one, no other block that the write covers shows what it
-//!    has replaced.
+//! 3. *Whole* (requests are atomic, reads and writes alike): where a read of several blocks shows a write in one, no
+//!    other block that the write covers shows what it has replaced.
 //! 4. *Fenced*: what a former epoch wrote has taken effect when the next attachment is answered, or never will.
 //!
 //! Zeroes are not unique, so a read of zeroes passes if any zeroing (or the beginning) admits it; they supersede

@@ -5,8 +5,10 @@
 
 #![forbid(unsafe_code)]
 
+pub mod checker;
 pub mod clock;
 pub mod disk;
 pub mod latency;
 pub mod network;
 pub mod prng;
+pub mod stamp;

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use holdfast_block::{Error, Geometry, Operation};
 use holdfast_id::VolumeId;
 use holdfast_protocol::session::{Epoch, Instance, Session, Stamp};
-use holdfast_volume::{Admission, Applied, Command, Mutation, Name, Outcome, Step, Volume, VolumeSpec};
+use holdfast_volume::admission::TICKETS_PER_STAMP_MAX;
+use holdfast_volume::{Admission, AdmitError, Applied, Command, Mutation, Name, Outcome, Step, Volume, VolumeSpec};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -371,8 +372,17 @@ impl World {
         let operation = self.sent[sent].operation();
         let before = self.admission.len();
         let volume = &self.replicas[self.leader].volume;
-        let steps =
-            self.admission.admit(volume, ticket, stamp, operation).map_err(|error| format!("{stamp:?}: {error}"))?;
+        let steps = match self.admission.admit(volume, ticket, stamp, operation) {
+            Ok(steps) => steps,
+            Err(AdmitError::Busy) => {
+                // Only a stamp that as many tickets wait for already; the client will send it again.
+                self.tickets.remove(&ticket);
+                let waits = |(ticket, of): (&u64, &usize)| *of == sent && !self.completed.contains(ticket);
+                let waiting = self.tickets.iter().filter(|pair| waits(*pair)).count();
+                return ensure(waiting >= TICKETS_PER_STAMP_MAX, || format!("{stamp:?} refused behind {waiting}"));
+            }
+            Err(error) => return Err(format!("{stamp:?}: {error}")),
+        };
         if self.admission.len() > before {
             self.admitted.push(ticket);
         }
@@ -582,6 +592,8 @@ impl World {
     /// What remains in the log is committed by the new leader's first entry, and applied there before it serves.
     fn change_leader(&mut self, to: usize, keep: usize) -> Check {
         self.admission.clear();
+        // None of these may be completed by the next leader.
+        self.completed.extend(self.tickets.keys());
         self.admitted.clear();
         self.proposed.clear();
         self.finished.clear();
@@ -621,7 +633,12 @@ fn run(actions: Vec<Action>) -> Result<World, String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    // PROPTEST_CASES asks for more.
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases.max(400),
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
     #[test]
     fn every_history_ends_like_the_naive_one(actions in history()) {
         run(actions).map_err(TestCaseError::fail)?;

@@ -341,6 +341,26 @@ fn who_never_finishes_the_handshake_is_dropped_in_time() {
 }
 
 #[test]
+fn silent_strangers_do_not_keep_peers_out() {
+    let mut net = two_nodes();
+    let address = net.listen(1);
+    // One token is the listener's.
+    let strangers: Vec<TcpStream> =
+        (0..TOKENS_EACH).map(|_| TcpStream::connect(address).expect("the kernel accepts")).collect();
+    assert_eq!(net.next_closed(1), CloseReason::Crowded);
+    net.connect(0, address, None);
+    assert_eq!(net.next_closed(1), CloseReason::Crowded);
+    net.next_connected(0);
+    net.next_connected(1);
+    // Nor do they keep this end from connecting.
+    let other = net.listen(0);
+    net.connect(1, other, None);
+    assert_eq!(net.next_closed(1), CloseReason::Crowded);
+    net.next_connected(1);
+    drop(strangers);
+}
+
+#[test]
 fn nobody_answering_is_told_with_its_reason() {
     let mut net = two_nodes();
     let address = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");

@@ -280,7 +280,7 @@ fn write_with<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     out: &mut Outgoing,
     guess: usize,
-    write: &mut dyn FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
+    write: &mut impl FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
 ) -> Result<bool, CloseReason> {
     let mut traffic = match status.state.map_err(reason)? {
         ConnectionState::WriteTraffic(traffic) => traffic,

@@ -1,8 +1,9 @@
 //! All connections of one thread, driven by the owner's `mio::Poll`.
 //!
 //! The owner calls `on_ready` for every event whose token it owns, `on_deadline` once `deadline` has passed, `poll`
-//! until it is empty, and `flush` once it has sent what it has to send; then it waits again. Work per call is bounded:
-//! what is left over makes `deadline` lie in the past, so that the owner comes back after its other duties.
+//! until it is empty, and `flush` once it has sent what it has to send; then it waits, until `deadline` at most. Work
+//! per call is bounded: what is left over, and events not yet polled, make `deadline` lie in the past, so that the owner
+//! comes back after its other duties.
 //!
 //! A connection that ends tells its peer why, and stays for a short while after its `Closed` event until the peer has
 //! read that (a socket closed with unread input would be reset, and the reason lost). It then takes a token, nothing
@@ -205,9 +206,14 @@ impl Transport {
         self.tokens.contains(&token.0)
     }
 
-    /// When `on_deadline` has something to do; in the past where there is something to do now.
+    /// Until when the owner may sleep; in the past where there is something to do now: `on_deadline`, and events to
+    /// `poll`, which every call may raise, `flush` too.
     pub fn deadline(&self) -> Option<Duration> {
-        if self.unread.is_empty() { self.timers.first().map(|(at, _)| *at) } else { Some(Duration::ZERO) }
+        if self.unread.is_empty() && self.shared.events.is_empty() {
+            self.timers.first().map(|(at, _)| *at)
+        } else {
+            Some(Duration::ZERO)
+        }
     }
 
     /// Connections from now on show and trust these; the others go on with what they began with.

@@ -92,10 +92,11 @@ impl Net {
     fn work(&mut self) {
         for (transport, events) in self.transports.iter_mut().zip(&mut self.events) {
             transport.flush();
+            events.extend(std::iter::from_fn(|| transport.poll()));
             while transport.deadline().is_some_and(|deadline| deadline <= self.now) {
                 transport.on_deadline(self.now);
+                events.extend(std::iter::from_fn(|| transport.poll()));
             }
-            events.extend(std::iter::from_fn(|| transport.poll()));
         }
     }
 
@@ -423,6 +424,24 @@ fn a_full_queue_refuses_and_tells_when_it_has_room() {
     net.transports[0].send(client, Class::Data, frame(KIND, &payload)).expect("room");
     assert_eq!(net.next_frame(1).payload.len(), payload.len());
     assert!(net.events[0].is_empty(), "told once");
+}
+
+#[test]
+fn an_owner_with_events_to_poll_does_not_sleep() {
+    let authority = authority();
+    let mut small = options(&authority, who(PeerRole::Node, 1));
+    small.queue_bytes.data = 1000;
+    let mut net = Net::new(vec![small, options(&authority, who(PeerRole::Node, 2))]);
+    let (client, _) = net.pair();
+    let transport = &mut net.transports[0];
+    transport.send(client, Class::Data, frame(KIND, &[0; 600])).expect("room");
+    assert_eq!(transport.send(client, Class::Data, frame(KIND, &[0; 600])), Err(SendError::Full));
+    assert_eq!(transport.deadline(), None);
+    // The socket takes everything at once: no event of the poll will follow.
+    transport.flush();
+    assert_eq!(transport.deadline(), Some(Duration::ZERO));
+    assert_eq!(transport.poll(), Some(TransportEvent::Writable { connection: client }));
+    assert_eq!(transport.deadline(), None);
 }
 
 #[test]

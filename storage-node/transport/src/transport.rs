@@ -1,8 +1,9 @@
 //! All connections of one thread, driven by the owner's `mio::Poll`.
 //!
 //! The owner calls `on_ready` for every event whose token it owns, `on_deadline` once `deadline` has passed, `poll`
-//! until it is empty, and `flush` once it has sent what it has to send; then it waits again. Work per call is bounded:
-//! what is left over makes `deadline` lie in the past, so that the owner comes back after its other duties.
+//! until it is empty, and `flush` once it has sent what it has to send; then it waits, until `deadline` at most. Work
+//! per call is bounded: what is left over, and events not yet polled, make `deadline` lie in the past, so that the owner
+//! comes back after its other duties.
 //!
 //! A connection that ends tells its peer why, and stays for a short while after its `Closed` event until the peer has
 //! read that (a socket closed with unread input would be reset, and the reason lost). It then takes a token, nothing
@@ -37,7 +38,8 @@ use crate::tls::TlsConfigs;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Until a listener is tried again that could not accept, for want of file descriptors as a rule.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Accepted connections that have not finished the greeting; of more, the oldest gives way.
+/// Accepted connections that have not finished the greeting; of more, or where no token is left, the oldest gives way:
+/// strangers that connect and stay silent must not keep the others out.
 const GREETINGS_MAX: usize = 256;
 
 /// How a transport presents itself, and its limits. Time is the owner's: `now` everywhere is time since boot.
@@ -204,9 +206,14 @@ impl Transport {
         self.tokens.contains(&token.0)
     }
 
-    /// When `on_deadline` has something to do; in the past where there is something to do now.
+    /// Until when the owner may sleep; in the past where there is something to do now: `on_deadline`, and events to
+    /// `poll`, which every call may raise, `flush` too.
     pub fn deadline(&self) -> Option<Duration> {
-        if self.unread.is_empty() { self.timers.first().map(|(at, _)| *at) } else { Some(Duration::ZERO) }
+        if self.unread.is_empty() && self.shared.events.is_empty() {
+            self.timers.first().map(|(at, _)| *at)
+        } else {
+            Some(Duration::ZERO)
+        }
     }
 
     /// Connections from now on show and trust these; the others go on with what they began with.
@@ -270,6 +277,9 @@ impl Transport {
         connecting: bool,
     ) -> ConnectionId {
         self.serial += 1;
+        if self.free.is_empty() {
+            self.evict_oldest_greeting();
+        }
         let Some(slot) = self.free.first().copied() else {
             let id = ConnectionId { serial: self.serial, slot: usize::MAX };
             self.shared.closed(id, address, CloseReason::Exhausted);
@@ -397,10 +407,12 @@ impl Transport {
         self.slots[slot] = Slot::Listener(listener);
     }
 
+    /// Without last words: those would keep its token.
     fn evict_oldest_greeting(&mut self) {
         let Some((_, slot)) = self.greetings.first().copied() else { return };
         if let Slot::Connection(connection) = std::mem::replace(&mut self.slots[slot], Slot::Free) {
-            self.fail(slot, connection, CloseReason::Crowded);
+            self.shared.closed(connection.id, connection.address, CloseReason::Crowded);
+            self.release(slot, connection);
         }
     }
 

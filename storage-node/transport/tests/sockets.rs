@@ -92,10 +92,11 @@ impl Net {
     fn work(&mut self) {
         for (transport, events) in self.transports.iter_mut().zip(&mut self.events) {
             transport.flush();
+            events.extend(std::iter::from_fn(|| transport.poll()));
             while transport.deadline().is_some_and(|deadline| deadline <= self.now) {
                 transport.on_deadline(self.now);
+                events.extend(std::iter::from_fn(|| transport.poll()));
             }
-            events.extend(std::iter::from_fn(|| transport.poll()));
         }
     }
 
@@ -341,6 +342,26 @@ fn who_never_finishes_the_handshake_is_dropped_in_time() {
 }
 
 #[test]
+fn silent_strangers_do_not_keep_peers_out() {
+    let mut net = two_nodes();
+    let address = net.listen(1);
+    // One token is the listener's.
+    let strangers: Vec<TcpStream> =
+        (0..TOKENS_EACH).map(|_| TcpStream::connect(address).expect("the kernel accepts")).collect();
+    assert_eq!(net.next_closed(1), CloseReason::Crowded);
+    net.connect(0, address, None);
+    assert_eq!(net.next_closed(1), CloseReason::Crowded);
+    net.next_connected(0);
+    net.next_connected(1);
+    // Nor do they keep this end from connecting.
+    let other = net.listen(0);
+    net.connect(1, other, None);
+    assert_eq!(net.next_closed(1), CloseReason::Crowded);
+    net.next_connected(1);
+    drop(strangers);
+}
+
+#[test]
 fn nobody_answering_is_told_with_its_reason() {
     let mut net = two_nodes();
     let address = TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
@@ -403,6 +424,24 @@ fn a_full_queue_refuses_and_tells_when_it_has_room() {
     net.transports[0].send(client, Class::Data, frame(KIND, &payload)).expect("room");
     assert_eq!(net.next_frame(1).payload.len(), payload.len());
     assert!(net.events[0].is_empty(), "told once");
+}
+
+#[test]
+fn an_owner_with_events_to_poll_does_not_sleep() {
+    let authority = authority();
+    let mut small = options(&authority, who(PeerRole::Node, 1));
+    small.queue_bytes.data = 1000;
+    let mut net = Net::new(vec![small, options(&authority, who(PeerRole::Node, 2))]);
+    let (client, _) = net.pair();
+    let transport = &mut net.transports[0];
+    transport.send(client, Class::Data, frame(KIND, &[0; 600])).expect("room");
+    assert_eq!(transport.send(client, Class::Data, frame(KIND, &[0; 600])), Err(SendError::Full));
+    assert_eq!(transport.deadline(), None);
+    // The socket takes everything at once: no event of the poll will follow.
+    transport.flush();
+    assert_eq!(transport.deadline(), Some(Duration::ZERO));
+    assert_eq!(transport.poll(), Some(TransportEvent::Writable { connection: client }));
+    assert_eq!(transport.deadline(), None);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use crate::raft::{Raft, State};
 use crate::time::Timestamp;
 
 /// Waits between candidacies double from half a lease up to this many half leases.
-const ELECTION_BACKOFF_MAX: u32 = 16;
+const ELECTION_BACKOFF_MAX: u32 = 8;
 
 #[derive(Debug)]
 pub(crate) struct Ballot {
@@ -139,6 +139,7 @@ impl<C: Command> Raft<C> {
         self.state = State::PreCandidate(ballot);
         self.ask_for_votes(true, self.leader_renounced);
         self.arm_election_again();
+        self.election_tries = self.election_tries.saturating_add(1);
         self.count_votes(liveness);
     }
 
@@ -167,7 +168,7 @@ impl<C: Command> Raft<C> {
 
     /// As after a candidacy, successful or not: leaves time for the winner.
     pub(crate) fn arm_election_again(&mut self) {
-        let backoff = (1 << self.election_tries.min(8)).min(ELECTION_BACKOFF_MAX);
+        let backoff = (1 << self.election_tries.min(16)).min(ELECTION_BACKOFF_MAX);
         self.arm_election(self.now + self.options.lease / 2 * backoff);
     }
 
@@ -192,7 +193,6 @@ impl<C: Command> Raft<C> {
         self.enter_term(Term(self.term().0 + 1), Some(self.options.id));
         self.state = State::Candidate(Ballot::new());
         self.ask_for_votes(false, transfer);
-        self.election_tries = self.election_tries.saturating_add(1);
         self.arm_election_again();
     }
 

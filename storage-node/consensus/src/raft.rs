@@ -129,7 +129,8 @@ impl<C: Command> Raft<C> {
         restored.configuration.validate().expect("the driver restores legal configurations");
         let log = Log::new(restored.base, restored.configuration, restored.entries);
         assert!(restored.base.index <= restored.committed && restored.committed <= log.last().index);
-        assert!(log.last().term <= restored.hard_state.term, "the term was durable before its entries");
+        let own_entries = log.last().term <= restored.hard_state.term.max(restored.base.term);
+        assert!(own_entries, "the term was durable before its entries");
         let mut raft = Raft {
             random: Random::new(options.seed),
             boot_wait_until: now + with_drift(options.lease, options.drift_ppm),
@@ -155,6 +156,10 @@ impl<C: Command> Raft<C> {
             effects: Vec::new(),
             options,
         };
+        if raft.hard_state.term < restored.base.term {
+            // An installed base outlived the crash that its term did not; no vote was given in a term not reached.
+            raft.save_hard_state(HardState { term: restored.base.term, vote: None });
+        }
         raft.arm_election(raft.boot_wait_until);
         raft
     }
@@ -318,7 +323,8 @@ impl<C: Command> Raft<C> {
         self.now = now;
         if self.is_leader() {
             self.on_follower_connected(peer);
-        } else if matches!(self.state, State::PreCandidate(_)) && self.configuration().is_voter(peer) {
+        } else if self.election_tries > 0 && self.election_at.is_some() && self.configuration().is_voter(peer) {
+            // It asked in vain so far; now there may be one more to ask.
             self.election_tries = 0;
             self.arm_election(now);
         }

@@ -22,6 +22,10 @@ use crate::time::Timestamp;
 /// Waits between candidacies double from half a lease up to this many half leases.
 const ELECTION_BACKOFF_MAX: u32 = 8;
 
+/// Leases without a word from the leader after which a follower that is asked for its vote doubts it. An idle leader is
+/// silent by right, so the question alone is no reason; nor is silence.
+const SILENCE_LEASES: u32 = 4;
+
 #[derive(Debug)]
 pub(crate) struct Ballot {
     granted: BTreeSet<ReplicaId>,
@@ -53,7 +57,11 @@ impl<C: Command> Raft<C> {
             self.send(from, MessageBody::VoteReply { pre, granted: false });
             return;
         }
-        if !self.may_vote || (!transfer && self.vote_allowed_at(liveness, from) > self.now) {
+        if !self.may_vote {
+            return;
+        }
+        if !transfer && self.vote_allowed_at(liveness, from) > self.now {
+            self.maybe_doubt_leader(liveness, from);
             return;
         }
         let up_to_date = last >= self.log.last();
@@ -155,9 +163,13 @@ impl<C: Command> Raft<C> {
         }
     }
 
-    /// Whether this replica may ever ask for votes as things are; promises aside.
+    /// Whether this replica may ever ask for votes as things are; promises aside. One that is about to leave may: if it
+    /// alone has the entry that says so, and its vote is needed without, nobody else can be elected.
     pub(crate) fn can_stand(&self) -> bool {
-        self.may_vote && !self.failed && self.configuration().is_voter(self.options.id)
+        let index = self.log.configuration_index();
+        let before = LogIndex(index.0.saturating_sub(1));
+        let leaving = index > self.committed && self.log.configuration_at(before).is_voter(self.options.id);
+        self.may_vote && !self.failed && (self.configuration().is_voter(self.options.id) || leaving)
     }
 
     /// An election starts at `at` or a jitter later, if no leader is heard before.
@@ -181,6 +193,16 @@ impl<C: Command> Raft<C> {
             _ => Timestamp::ZERO,
         };
         promised.max(self.boot_wait_until)
+    }
+
+    /// The leader's node lives, yet somebody looks for a leader: the replica on it may have gone. A leader that is there
+    /// answers to the new epoch with an append.
+    fn maybe_doubt_leader(&mut self, liveness: &mut dyn Liveness, asking: ReplicaId) {
+        let silent = self.now.since(self.leader_heard_at) >= self.options.lease * SILENCE_LEASES;
+        let follows = self.guard.is_some_and(|guard| guard.until.is_none());
+        if silent && follows && self.configuration().is_voter(asking) {
+            self.doubt_leader(liveness);
+        }
     }
 
     /// A real candidacy, for the next term.

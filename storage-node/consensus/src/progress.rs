@@ -44,8 +44,8 @@ pub(crate) struct Progress {
     retries: u32,
     /// `NeedsDelta` was raised and the peer has not caught up since.
     pub(crate) delta_raised: bool,
-    /// Where its log ended when it was last heard to lag behind the base.
-    delta_hint: Option<LogIndex>,
+    /// The furthest that its log was heard to reach, or known to, while it lagged behind the base.
+    delta_hint: LogIndex,
 }
 
 impl Progress {
@@ -66,7 +66,7 @@ impl Progress {
             resend_at: None,
             retries: 0,
             delta_raised: false,
-            delta_hint: None,
+            delta_hint: LogIndex(0),
         }
     }
 
@@ -102,7 +102,7 @@ impl Progress {
         if found {
             self.state = ProgressState::Replicate;
             self.delta_raised = false;
-            self.delta_hint = None;
+            self.delta_hint = LogIndex(0);
         }
     }
 
@@ -133,10 +133,10 @@ impl Progress {
     /// enough: the base has moved meanwhile.
     pub(crate) fn on_hint_below_base(&mut self, hint: LogIndex, base: LogIndex) {
         self.lags_behind_base(base);
-        if self.delta_hint.is_some_and(|before| hint > before) {
+        if hint > self.delta_hint.max(self.submitted) {
             self.delta_raised = false;
         }
-        self.delta_hint = self.delta_hint.max(Some(hint));
+        self.delta_hint = self.delta_hint.max(hint);
     }
 
     /// The answer did not come in time.

@@ -101,6 +101,8 @@ pub struct Raft<C> {
     pub(crate) state: State,
     pub(crate) leader: Option<ReplicaId>,
     pub(crate) guard: Option<Guard>,
+    /// When the followed leader was last heard.
+    pub(crate) leader_heard_at: Timestamp,
     /// The leader of this term said, by message or by a committed configuration, that it leads no more.
     pub(crate) leader_renounced: bool,
     /// Followers: the highest index known to match the leader's log in this term.
@@ -142,6 +144,7 @@ impl<C: Command> Raft<C> {
             state: State::Follower,
             leader: None,
             guard: None,
+            leader_heard_at: now,
             leader_renounced: false,
             matched: LogIndex(0),
             round_heard: 0,
@@ -312,9 +315,7 @@ impl<C: Command> Raft<C> {
         if self.is_leader() {
             self.on_follower_suspected(peer);
         } else if self.guard.is_some_and(|guard| guard.leader == peer && guard.until.is_none()) {
-            self.stop_following(liveness);
-            let until = self.guard.and_then(|guard| guard.until).unwrap_or(now);
-            self.arm_election(until);
+            self.doubt_leader(liveness);
         }
     }
 
@@ -412,6 +413,7 @@ impl<C: Command> Raft<C> {
         self.leader = leader;
         if let Some(leader) = leader {
             self.guard = Some(Guard { leader, until: None });
+            self.leader_heard_at = self.now;
             self.election_at = None;
             self.election_tries = 0;
         } else {
@@ -444,6 +446,13 @@ impl<C: Command> Raft<C> {
             guard.until = Some(liveness.promised_to(guard.leader));
             liveness.withdraw(guard.leader);
         }
+    }
+
+    /// Stands when what was promised so far is over, unless the leader is heard before.
+    pub(crate) fn doubt_leader(&mut self, liveness: &mut dyn Liveness) {
+        self.stop_following(liveness);
+        let until = self.guard.and_then(|guard| guard.until).unwrap_or(self.now);
+        self.arm_election(until);
     }
 
     pub(crate) fn send(&mut self, to: ReplicaId, body: MessageBody<C>) {

@@ -47,7 +47,8 @@ pub enum Effect<C> {
     ReadFailed {
         token: u64,
     },
-    /// The peer needs entries that were compacted: bring it up by the store's delta. Told once per episode.
+    /// The peer needs entries that were compacted: bring it up by the store's delta. Told again where a delta was not
+    /// enough and where the peer is connected anew; one under way may go on.
     NeedsDelta {
         peer: ReplicaId,
     },

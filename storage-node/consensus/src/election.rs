@@ -20,7 +20,11 @@ use crate::raft::{Raft, State};
 use crate::time::Timestamp;
 
 /// Waits between candidacies double from half a lease up to this many half leases.
-const ELECTION_BACKOFF_MAX: u32 = 16;
+const ELECTION_BACKOFF_MAX: u32 = 8;
+
+/// Leases without a word from the leader after which a follower that is asked for its vote doubts it. An idle leader is
+/// silent by right, so the question alone is no reason; nor is silence.
+const SILENCE_LEASES: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) struct Ballot {
@@ -53,7 +57,11 @@ impl<C: Command> Raft<C> {
             self.send(from, MessageBody::VoteReply { pre, granted: false });
             return;
         }
-        if !self.may_vote || (!transfer && self.vote_allowed_at(liveness, from) > self.now) {
+        if !self.may_vote {
+            return;
+        }
+        if !transfer && self.vote_allowed_at(liveness, from) > self.now {
+            self.maybe_doubt_leader(liveness, from);
             return;
         }
         let up_to_date = last >= self.log.last();
@@ -139,6 +147,7 @@ impl<C: Command> Raft<C> {
         self.state = State::PreCandidate(ballot);
         self.ask_for_votes(true, self.leader_renounced);
         self.arm_election_again();
+        self.election_tries = self.election_tries.saturating_add(1);
         self.count_votes(liveness);
     }
 
@@ -154,9 +163,13 @@ impl<C: Command> Raft<C> {
         }
     }
 
-    /// Whether this replica may ever ask for votes as things are; promises aside.
+    /// Whether this replica may ever ask for votes as things are; promises aside. One that is about to leave may: if it
+    /// alone has the entry that says so, and its vote is needed without, nobody else can be elected.
     pub(crate) fn can_stand(&self) -> bool {
-        self.may_vote && !self.failed && self.configuration().is_voter(self.options.id)
+        let index = self.log.configuration_index();
+        let before = LogIndex(index.0.saturating_sub(1));
+        let leaving = index > self.committed && self.log.configuration_at(before).is_voter(self.options.id);
+        self.may_vote && !self.failed && (self.configuration().is_voter(self.options.id) || leaving)
     }
 
     /// An election starts at `at` or a jitter later, if no leader is heard before.
@@ -167,7 +180,7 @@ impl<C: Command> Raft<C> {
 
     /// As after a candidacy, successful or not: leaves time for the winner.
     pub(crate) fn arm_election_again(&mut self) {
-        let backoff = (1 << self.election_tries.min(8)).min(ELECTION_BACKOFF_MAX);
+        let backoff = (1 << self.election_tries.min(16)).min(ELECTION_BACKOFF_MAX);
         self.arm_election(self.now + self.options.lease / 2 * backoff);
     }
 
@@ -182,6 +195,16 @@ impl<C: Command> Raft<C> {
         promised.max(self.boot_wait_until)
     }
 
+    /// The leader's node lives, yet somebody looks for a leader: the replica on it may have gone. A leader that is there
+    /// answers to the new epoch with an append.
+    fn maybe_doubt_leader(&mut self, liveness: &mut dyn Liveness, asking: ReplicaId) {
+        let silent = self.now.since(self.leader_heard_at) >= self.options.lease * SILENCE_LEASES;
+        let follows = self.guard.is_some_and(|guard| guard.until.is_none());
+        if silent && follows && self.configuration().is_voter(asking) {
+            self.doubt_leader(liveness);
+        }
+    }
+
     /// A real candidacy, for the next term.
     fn stand(&mut self, liveness: &mut dyn Liveness, transfer: bool) {
         self.stop_following(liveness);
@@ -192,7 +215,6 @@ impl<C: Command> Raft<C> {
         self.enter_term(Term(self.term().0 + 1), Some(self.options.id));
         self.state = State::Candidate(Ballot::new());
         self.ask_for_votes(false, transfer);
-        self.election_tries = self.election_tries.saturating_add(1);
         self.arm_election_again();
     }
 

@@ -219,7 +219,7 @@ impl<C: Command> Raft<C> {
                 match log.last_at_or_before(hint.index, hint.term) {
                     _ if stale => {}
                     Some(meeting) => progress.on_mismatch(meeting.index, now, first, most),
-                    None => progress.lags_behind_base(log.base().index),
+                    None => progress.on_hint_below_base(hint.index, log.base().index),
                 }
             }
             AppendResult::Full { last } => {

@@ -44,6 +44,8 @@ pub(crate) struct Progress {
     retries: u32,
     /// `NeedsDelta` was raised and the peer has not caught up since.
     pub(crate) delta_raised: bool,
+    /// The furthest that its log was heard to reach, or known to, while it lagged behind the base.
+    delta_hint: LogIndex,
 }
 
 impl Progress {
@@ -64,6 +66,7 @@ impl Progress {
             resend_at: None,
             retries: 0,
             delta_raised: false,
+            delta_hint: LogIndex(0),
         }
     }
 
@@ -99,6 +102,7 @@ impl Progress {
         if found {
             self.state = ProgressState::Replicate;
             self.delta_raised = false;
+            self.delta_hint = LogIndex(0);
         }
     }
 
@@ -106,6 +110,9 @@ impl Progress {
     /// wait, so that no answer can keep two replicas busy.
     pub(crate) fn on_mismatch(&mut self, meeting: LogIndex, now: Timestamp, first: Duration, most: Duration) {
         let down = meeting.next() < self.next;
+        if self.state == ProgressState::NeedsDelta {
+            self.on_heard();
+        }
         self.probe(meeting.next());
         if !down {
             if self.retries > 0 {
@@ -120,6 +127,16 @@ impl Progress {
         self.probe(base.next());
         self.resend_at = waiting;
         self.state = ProgressState::NeedsDelta;
+    }
+
+    /// The peer's log ends at `hint`, below the base. If that is further than before, the delta that came was not
+    /// enough: the base has moved meanwhile.
+    pub(crate) fn on_hint_below_base(&mut self, hint: LogIndex, base: LogIndex) {
+        self.lags_behind_base(base);
+        if hint > self.delta_hint.max(self.submitted) {
+            self.delta_raised = false;
+        }
+        self.delta_hint = self.delta_hint.max(hint);
     }
 
     /// The answer did not come in time.

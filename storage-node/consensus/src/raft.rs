@@ -101,6 +101,8 @@ pub struct Raft<C> {
     pub(crate) state: State,
     pub(crate) leader: Option<ReplicaId>,
     pub(crate) guard: Option<Guard>,
+    /// When the followed leader was last heard.
+    pub(crate) leader_heard_at: Timestamp,
     /// The leader of this term said, by message or by a committed configuration, that it leads no more.
     pub(crate) leader_renounced: bool,
     /// Followers: the highest index known to match the leader's log in this term.
@@ -129,7 +131,8 @@ impl<C: Command> Raft<C> {
         restored.configuration.validate().expect("the driver restores legal configurations");
         let log = Log::new(restored.base, restored.configuration, restored.entries);
         assert!(restored.base.index <= restored.committed && restored.committed <= log.last().index);
-        assert!(log.last().term <= restored.hard_state.term, "the term was durable before its entries");
+        let own_entries = log.last().term <= restored.hard_state.term.max(restored.base.term);
+        assert!(own_entries, "the term was durable before its entries");
         let mut raft = Raft {
             random: Random::new(options.seed),
             boot_wait_until: now + with_drift(options.lease, options.drift_ppm),
@@ -141,6 +144,7 @@ impl<C: Command> Raft<C> {
             state: State::Follower,
             leader: None,
             guard: None,
+            leader_heard_at: now,
             leader_renounced: false,
             matched: LogIndex(0),
             round_heard: 0,
@@ -155,6 +159,10 @@ impl<C: Command> Raft<C> {
             effects: Vec::new(),
             options,
         };
+        if raft.hard_state.term < restored.base.term {
+            // An installed base outlived the crash that its term did not; no vote was given in a term not reached.
+            raft.save_hard_state(HardState { term: restored.base.term, vote: None });
+        }
         raft.arm_election(raft.boot_wait_until);
         raft
     }
@@ -312,9 +320,7 @@ impl<C: Command> Raft<C> {
         if self.is_leader() {
             self.on_follower_suspected(peer);
         } else if self.guard.is_some_and(|guard| guard.leader == peer && guard.until.is_none()) {
-            self.stop_following(liveness);
-            let until = self.guard.and_then(|guard| guard.until).unwrap_or(now);
-            self.arm_election(until);
+            self.doubt_leader(liveness);
         }
     }
 
@@ -323,7 +329,8 @@ impl<C: Command> Raft<C> {
         self.now = now;
         if self.is_leader() {
             self.on_follower_connected(peer);
-        } else if matches!(self.state, State::PreCandidate(_)) && self.configuration().is_voter(peer) {
+        } else if self.election_tries > 0 && self.election_at.is_some() && self.configuration().is_voter(peer) {
+            // It asked in vain so far; now there may be one more to ask.
             self.election_tries = 0;
             self.arm_election(now);
         }
@@ -411,6 +418,7 @@ impl<C: Command> Raft<C> {
         self.leader = leader;
         if let Some(leader) = leader {
             self.guard = Some(Guard { leader, until: None });
+            self.leader_heard_at = self.now;
             self.election_at = None;
             self.election_tries = 0;
         } else {
@@ -443,6 +451,13 @@ impl<C: Command> Raft<C> {
             guard.until = Some(liveness.promised_to(guard.leader));
             liveness.withdraw(guard.leader);
         }
+    }
+
+    /// Stands when what was promised so far is over, unless the leader is heard before.
+    pub(crate) fn doubt_leader(&mut self, liveness: &mut dyn Liveness) {
+        self.stop_following(liveness);
+        let until = self.guard.and_then(|guard| guard.until).unwrap_or(self.now);
+        self.arm_election(until);
     }
 
     pub(crate) fn send(&mut self, to: ReplicaId, body: MessageBody<C>) {

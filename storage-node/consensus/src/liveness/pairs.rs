@@ -217,3 +217,6 @@ impl Pairs {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

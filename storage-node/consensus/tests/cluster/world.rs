@@ -610,7 +610,7 @@ impl World {
     /// Proposes on whoever leads; panics if nobody takes it.
     pub fn must_propose(&mut self) {
         let (n, leads) = self.nodes.iter().find(|(_, node)| node.raft.status().serving).map_or((0, false), |(n, _)| (*n, true));
-        assert!(leads, "seed {}: nobody serves: {:#?}", self.seed, self.statuses());
+        assert!(leads, "seed {}: nobody serves: {:?}", self.seed, self.statuses());
         let now = self.local(n);
         let seed = self.seed;
         self.proposed += 1;

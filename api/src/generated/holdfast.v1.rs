@@ -110,8 +110,10 @@ impl ReplicaRole {
         }
     }
 }
+/// Asks for nothing in particular.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeRequest {}
+/// What a node is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProbeResponse {
     /// From the node's certificate.
@@ -120,6 +122,7 @@ pub struct ProbeResponse {
     /// The name people use, such as the pod's.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// What stands on the disk the node was given.
     #[prost(enumeration = "DiskState", tag = "3")]
     pub disk_state: i32,
     /// Why the disk is not EMPTY or FORMATTED; absent otherwise.
@@ -131,6 +134,7 @@ pub struct ProbeResponse {
     /// The cluster the disk was formatted for; empty until then.
     #[prost(string, tag = "6")]
     pub cluster_id: ::prost::alloc::string::String,
+    /// What this build is.
     #[prost(message, optional, tag = "7")]
     pub versions: ::core::option::Option<Versions>,
     /// Size of the disk in bytes; zero where it could not be read.
@@ -156,6 +160,7 @@ pub struct Versions {
     #[prost(uint32, tag = "4")]
     pub metadata: u32,
 }
+/// The founding of a cluster.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BootstrapRequest {
     /// Minted once by whoever creates the cluster.
@@ -165,14 +170,19 @@ pub struct BootstrapRequest {
     #[prost(message, repeated, tag = "2")]
     pub members: ::prost::alloc::vec::Vec<FoundingMember>,
 }
+/// One of the nodes that found a cluster.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FoundingMember {
+    /// As Probe told it.
     #[prost(string, tag = "1")]
     pub node_id: ::prost::alloc::string::String,
+    /// As Probe told it; unique in the cluster.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// Where the node speaks to its peers and to agents.
     #[prost(string, tag = "3")]
     pub peer_address: ::prost::alloc::string::String,
+    /// Where the node serves this API.
     #[prost(string, tag = "4")]
     pub api_address: ::prost::alloc::string::String,
     /// Identifier of this member's replica of the metadata group, minted by the caller.
@@ -182,6 +192,7 @@ pub struct FoundingMember {
     #[prost(string, tag = "6")]
     pub zone: ::prost::alloc::string::String,
 }
+/// The node is a founding member.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BootstrapResponse {
     /// Minted when the disk was formatted.
@@ -191,6 +202,7 @@ pub struct BootstrapResponse {
     #[prost(bool, tag = "2")]
     pub already: bool,
 }
+/// The cluster to join, and where it is.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct JoinRequest {
     /// The disk is formatted for this cluster and the node never serves another one.
@@ -200,6 +212,7 @@ pub struct JoinRequest {
     #[prost(message, repeated, tag = "2")]
     pub seeds: ::prost::alloc::vec::Vec<NodeAddress>,
 }
+/// The node belongs to the cluster.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct JoinResponse {
     /// Minted when the disk was formatted.
@@ -209,24 +222,31 @@ pub struct JoinResponse {
     #[prost(bool, tag = "2")]
     pub registered: bool,
 }
+/// Asks for nothing in particular.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct StatusRequest {}
+/// How a node is.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatusResponse {
+    /// From the node's certificate.
     #[prost(string, tag = "1")]
     pub node_id: ::prost::alloc::string::String,
+    /// The name people use, such as the pod's.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
     /// Empty where the node belongs to no cluster yet.
     #[prost(string, tag = "3")]
     pub cluster_id: ::prost::alloc::string::String,
+    /// What this build is.
     #[prost(message, optional, tag = "4")]
     pub versions: ::core::option::Option<Versions>,
+    /// Every disk the node was given, also those it cannot use.
     #[prost(message, repeated, tag = "5")]
     pub disks: ::prost::alloc::vec::Vec<DiskStatus>,
     /// Absent where this node has no replica of the metadata group.
     #[prost(message, optional, tag = "6")]
     pub metadata: ::core::option::Option<MetadataStatus>,
+    /// Every other node of the cluster this one knows.
     #[prost(message, repeated, tag = "7")]
     pub peers: ::prost::alloc::vec::Vec<PeerStatus>,
     /// Nanoseconds since the process started.
@@ -236,11 +256,13 @@ pub struct StatusResponse {
     #[prost(message, repeated, tag = "9")]
     pub reasons: ::prost::alloc::vec::Vec<Reason>,
 }
+/// A disk as its node sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DiskStatus {
     /// Empty until the disk is formatted.
     #[prost(string, tag = "1")]
     pub disk_id: ::prost::alloc::string::String,
+    /// What stands on the disk.
     #[prost(enumeration = "DiskState", tag = "2")]
     pub state: i32,
     /// Bytes that can hold data, after the log's and the format's share; zero until formatted.
@@ -252,24 +274,29 @@ pub struct DiskStatus {
     /// Bytes promised to writes that are acknowledged and not yet in place.
     #[prost(uint64, tag = "5")]
     pub reserved_bytes: u64,
-    /// Size and use of the write-ahead log.
+    /// Size of the write-ahead log.
     #[prost(uint64, tag = "6")]
     pub wal_bytes: u64,
+    /// Bytes of the log that hold records still needed.
     #[prost(uint64, tag = "7")]
     pub wal_used_bytes: u64,
     /// Times the disk was opened; rises with every start.
     #[prost(uint64, tag = "8")]
     pub boot_epoch: u64,
-    /// Replicas on the disk, and those of them that lead.
+    /// Replicas on the disk, that of the metadata group among them.
     #[prost(uint32, tag = "9")]
     pub replicas: u32,
+    /// Those of them that lead.
     #[prost(uint32, tag = "10")]
     pub leaders: u32,
 }
+/// The node's replica of the metadata group.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MetadataStatus {
+    /// UNSPECIFIED until it has recovered.
     #[prost(enumeration = "ReplicaRole", tag = "1")]
     pub role: i32,
+    /// Consensus term; zero before the first election.
     #[prost(uint64, tag = "2")]
     pub term: u64,
     /// Node id of the leader this replica knows; empty where it knows none.
@@ -281,20 +308,26 @@ pub struct MetadataStatus {
     /// Hash of the catalogue at `applied_index`.
     #[prost(fixed64, tag = "5")]
     pub state_hash: u64,
+    /// Members that vote.
     #[prost(uint32, tag = "6")]
     pub voters: u32,
     /// The catalogue stopped: it met a command that this version does not know. Upgrade the node.
     #[prost(message, optional, tag = "7")]
     pub stopped: ::core::option::Option<Reason>,
 }
+/// Another node, as this one sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PeerStatus {
+    /// The peer's node id.
     #[prost(string, tag = "1")]
     pub node_id: ::prost::alloc::string::String,
+    /// The peer's name; empty where only its address is known.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// Where this node looks for it.
     #[prost(string, tag = "3")]
     pub peer_address: ::prost::alloc::string::String,
+    /// There is an authenticated connection.
     #[prost(bool, tag = "4")]
     pub connected: bool,
     /// Heartbeats stopped, or the connection closed: groups led by the peer elect anew.
@@ -938,40 +971,53 @@ pub mod node_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// A node as the catalogue knows it.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClusterNode {
+    /// From its certificate.
     #[prost(string, tag = "1")]
     pub node_id: ::prost::alloc::string::String,
+    /// Unique in the cluster.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// Where it speaks to its peers and to agents.
     #[prost(string, tag = "3")]
     pub peer_address: ::prost::alloc::string::String,
+    /// Where it serves this API.
     #[prost(string, tag = "4")]
     pub api_address: ::prost::alloc::string::String,
     /// Empty where the nodes have no failure domain above them.
     #[prost(string, tag = "5")]
     pub zone: ::prost::alloc::string::String,
+    /// Whether it takes new replicas.
     #[prost(enumeration = "NodeState", tag = "6")]
     pub state: i32,
     /// The answering node has a live connection to it.
     #[prost(bool, tag = "7")]
     pub connected: bool,
+    /// It has a replica of the metadata group.
     #[prost(bool, tag = "8")]
     pub metadata_member: bool,
+    /// That replica leads, as far as the answering node knows.
     #[prost(bool, tag = "9")]
     pub metadata_leader: bool,
+    /// In the order of their identifiers, also failed ones.
     #[prost(message, repeated, tag = "10")]
     pub disks: ::prost::alloc::vec::Vec<ClusterDisk>,
+    /// Why it takes no new replicas, and what else is wrong; empty where all is well.
     #[prost(message, repeated, tag = "11")]
     pub reasons: ::prost::alloc::vec::Vec<Reason>,
 }
+/// A disk as the catalogue knows it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ClusterDisk {
+    /// Minted when it was formatted.
     #[prost(string, tag = "1")]
     pub disk_id: ::prost::alloc::string::String,
     /// As the catalogue knows it: FORMATTED or FAILED.
     #[prost(enumeration = "DiskState", tag = "2")]
     pub state: i32,
+    /// Bytes that can hold data.
     #[prost(uint64, tag = "3")]
     pub capacity_bytes: u64,
     /// Free for data as last reported by the node.
@@ -980,28 +1026,36 @@ pub struct ClusterDisk {
     /// Sum of the sizes of the volumes with a copy on it; bounded by the capacity less a reserve.
     #[prost(uint64, tag = "5")]
     pub placed_bytes: u64,
+    /// Replicas of volumes placed on it, also those being deleted.
     #[prost(uint32, tag = "6")]
     pub replicas: u32,
 }
+/// Asks for every node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListNodesRequest {}
+/// Every node.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListNodesResponse {
     /// In the order of their names.
     #[prost(message, repeated, tag = "1")]
     pub nodes: ::prost::alloc::vec::Vec<ClusterNode>,
+    /// The cluster they belong to.
     #[prost(string, tag = "2")]
     pub cluster_id: ::prost::alloc::string::String,
     /// Log index of the catalogue that this was read from.
     #[prost(uint64, tag = "3")]
     pub revision: u64,
 }
+/// A volume: what was asked for, and how it is.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Volume {
+    /// Minted when it was created; a volume created again under the same name has another.
     #[prost(string, tag = "1")]
     pub volume_id: ::prost::alloc::string::String,
+    /// Unique in the cluster.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// As asked for; while it grows, its replicas may still have the old size.
     #[prost(uint64, tag = "3")]
     pub size_bytes: u64,
     /// 512 or 4096.
@@ -1010,6 +1064,7 @@ pub struct Volume {
     /// Copies wanted, 1 to 5.
     #[prost(uint32, tag = "5")]
     pub replicas_wanted: u32,
+    /// Where it is in its life.
     #[prost(enumeration = "VolumeState", tag = "6")]
     pub state: i32,
     /// Why the state is not READY; absent where it is.
@@ -1018,6 +1073,7 @@ pub struct Volume {
     /// Rises with every change; pass it back to refuse a change based on an older view.
     #[prost(uint64, tag = "8")]
     pub generation: u64,
+    /// How well it is protected now.
     #[prost(enumeration = "VolumeHealth", tag = "9")]
     pub health: i32,
     /// Node id of the leading replica; empty where none is known.
@@ -1029,25 +1085,32 @@ pub struct Volume {
     /// The attachment's holder as it named itself; empty: not attached.
     #[prost(string, tag = "12")]
     pub attached_to: ::prost::alloc::string::String,
+    /// In the order of their identifiers; empty while it is being deleted.
     #[prost(message, repeated, tag = "13")]
     pub replicas: ::prost::alloc::vec::Vec<ReplicaStatus>,
 }
+/// One copy of a volume.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReplicaStatus {
+    /// Never used for another replica.
     #[prost(string, tag = "1")]
     pub replica_id: ::prost::alloc::string::String,
+    /// The node it lies on.
     #[prost(string, tag = "2")]
     pub node_id: ::prost::alloc::string::String,
+    /// The name people know that node by.
     #[prost(string, tag = "3")]
     pub node_name: ::prost::alloc::string::String,
     /// Where the node takes sessions of agents.
     #[prost(string, tag = "4")]
     pub peer_address: ::prost::alloc::string::String,
+    /// The disk it lies on.
     #[prost(string, tag = "5")]
     pub disk_id: ::prost::alloc::string::String,
     /// UNSPECIFIED in lists and where the node did not answer; the figures below are zero then.
     #[prost(enumeration = "ReplicaRole", tag = "6")]
     pub role: i32,
+    /// Consensus term the replica is in.
     #[prost(uint64, tag = "7")]
     pub term: u64,
     /// Highest log index durable at this replica.
@@ -1066,6 +1129,7 @@ pub struct ReplicaStatus {
     #[prost(bool, tag = "12")]
     pub created: bool,
 }
+/// The volume wanted.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateVolumeRequest {
     /// 1 to 63 of `a-z`, `0-9` and `-`, starting and ending with a letter or digit; unique in the cluster.
@@ -1084,14 +1148,17 @@ pub struct CreateVolumeRequest {
     #[prost(bool, tag = "5")]
     pub wait_ready: bool,
 }
+/// The volume was recorded.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateVolumeResponse {
+    /// As it is now; READY only where that was waited for, or it was there before.
     #[prost(message, optional, tag = "1")]
     pub volume: ::core::option::Option<Volume>,
     /// The volume was there before.
     #[prost(bool, tag = "2")]
     pub already: bool,
 }
+/// One page of volumes.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListVolumesRequest {
     /// Names after this one; empty: from the first.
@@ -1101,6 +1168,7 @@ pub struct ListVolumesRequest {
     #[prost(uint32, tag = "2")]
     pub limit: u32,
 }
+/// One page of volumes.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListVolumesResponse {
     /// Without what only the replicas know: roles, indexes, health, leader, epoch.
@@ -1113,17 +1181,21 @@ pub struct ListVolumesResponse {
     #[prost(uint64, tag = "3")]
     pub revision: u64,
 }
+/// Which volume.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct GetVolumeRequest {
     /// A name or a volume id.
     #[prost(string, tag = "1")]
     pub volume: ::prost::alloc::string::String,
 }
+/// The volume asked for.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetVolumeResponse {
+    /// With what the replicas say about themselves.
     #[prost(message, optional, tag = "1")]
     pub volume: ::core::option::Option<Volume>,
 }
+/// Which volume.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteVolumeRequest {
     /// A name or a volume id. A program that retries should give the id: a name may have been given to another volume.
@@ -1133,12 +1205,14 @@ pub struct DeleteVolumeRequest {
     #[prost(uint64, tag = "2")]
     pub expected_generation: u64,
 }
+/// The deletion was recorded, or there was nothing to delete.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DeleteVolumeResponse {
     /// Every replica confirmed: the data is gone. Otherwise the deletion is recorded and goes on by itself.
     #[prost(bool, tag = "1")]
     pub gone: bool,
 }
+/// Which volume, and how large.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResizeVolumeRequest {
     /// A name or a volume id.
@@ -1151,35 +1225,44 @@ pub struct ResizeVolumeRequest {
     #[prost(uint64, tag = "3")]
     pub expected_generation: u64,
 }
+/// The new size was recorded.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ResizeVolumeResponse {
+    /// With a reason `Resizing` until its replicas have the size.
     #[prost(message, optional, tag = "1")]
     pub volume: ::core::option::Option<Volume>,
 }
+/// What to explain.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {
+    /// UNSPECIFIED is refused.
     #[prost(enumeration = "SubjectKind", tag = "1")]
     pub kind: i32,
     /// Name or identifier; empty for the cluster.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
 }
+/// Why it is as it is.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ExplainResponse {
     /// Most serious first; empty where nothing is wrong.
     #[prost(message, repeated, tag = "1")]
     pub reasons: ::prost::alloc::vec::Vec<Reason>,
 }
+/// What may be done with a node from now on.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct SetNodeStateRequest {
     /// Name or identifier.
     #[prost(string, tag = "1")]
     pub node: ::prost::alloc::string::String,
+    /// REMOVED is for good, and refused while the node holds anything.
     #[prost(enumeration = "NodeState", tag = "2")]
     pub state: i32,
 }
+/// The state was recorded.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetNodeStateResponse {
+    /// As it is now.
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<ClusterNode>,
 }
@@ -1213,6 +1296,7 @@ pub struct RegisterResponse {}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum NodeState {
+    /// Never sent; refused where it is asked for.
     Unspecified = 0,
     /// Takes new replicas.
     Active = 1,
@@ -1249,6 +1333,7 @@ impl NodeState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum VolumeState {
+    /// Never sent; an older peer that does not know the field.
     Unspecified = 0,
     /// Planned; its replicas are being created.
     Creating = 1,
@@ -1322,9 +1407,13 @@ impl VolumeHealth {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum SubjectKind {
+    /// Refused.
     Unspecified = 0,
+    /// Everything that is wrong anywhere.
     Cluster = 1,
+    /// One storage node and its disks.
     Node = 2,
+    /// One volume and its copies.
     Volume = 3,
 }
 impl SubjectKind {

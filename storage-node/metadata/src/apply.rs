@@ -1,5 +1,7 @@
 //! One command of the log, applied: looked at, refused or done, always the same on every replica.
 
+use std::collections::BTreeSet;
+
 use holdfast_id::{DiskId, NodeId, ReplicaId, VolumeId};
 
 use crate::catalogue::{
@@ -130,13 +132,13 @@ impl Catalogue {
             Command::RegisterNode(command) => self.register_node(command),
             Command::SetNodeState(command) => self.set_node_state(command, safe),
             Command::RegisterDisk(command) => self.register_disk(command),
-            Command::UpdateDisk(command) => self.update_disk(command),
+            Command::UpdateDisk(command) => self.update_disk(index, command),
             Command::CreateVolume(command) => self.create_volume(command, safe),
             Command::VolumeReplicaCreated(command) => self.volume_replica_created(command),
             Command::VolumeReplicaRefused(command) => self.volume_replica_refused(command),
             Command::ResizeVolume(command) => self.resize_volume(command, safe),
             Command::VolumeResized(command) => self.volume_resized(command),
-            Command::DeleteVolume(command) => self.delete_volume(command),
+            Command::DeleteVolume(command) => self.delete_volume(index, command),
             Command::VolumeReplicaDeleted(command) => self.volume_replica_deleted(index, command),
         }
     }
@@ -207,7 +209,7 @@ impl Catalogue {
         }
     }
 
-    fn update_disk(&mut self, command: &UpdateDisk) -> Applied {
+    fn update_disk(&mut self, index: u64, command: &UpdateDisk) -> Applied {
         let disk = self.disks.get_mut(&command.disk).ok_or(Refusal::UnknownDisk { disk: command.disk })?;
         if disk.state == DiskState::Failed && command.state != DiskState::Failed {
             return Err(Refusal::DiskRetired { disk: command.disk });
@@ -220,6 +222,13 @@ impl Catalogue {
         };
         let outcome = changed(*disk != updated);
         *disk = updated;
+        if command.state == DiskState::Failed {
+            let buried = |tombstone: &Tombstone| tombstone.disk == command.disk;
+            let volumes: BTreeSet<VolumeId> =
+                self.tombstones.values().filter(|tombstone| buried(tombstone)).map(|found| found.volume).collect();
+            self.tombstones.retain(|_, tombstone| !buried(tombstone));
+            volumes.into_iter().for_each(|volume| self.forget_if_deleted(index, volume));
+        }
         Ok(outcome)
     }
 
@@ -319,7 +328,7 @@ impl Catalogue {
         Ok(Outcome::Applied)
     }
 
-    fn delete_volume(&mut self, command: &DeleteVolume) -> Applied {
+    fn delete_volume(&mut self, index: u64, command: &DeleteVolume) -> Applied {
         // A volume that is not there is deleted already: a retry after the last replica's confirmation must not fail.
         let Some(volume) = self.volumes.get_mut(&command.volume) else { return Ok(Outcome::Unchanged) };
         if volume.state == VolumeState::Deleting {
@@ -329,6 +338,10 @@ impl Catalogue {
         volume.state = VolumeState::Deleting;
         volume.generation += 1;
         for VolumeMember { member, .. } in std::mem::take(&mut volume.members) {
+            // A failed disk never comes back under its identifier: nobody could confirm, and nothing is left to use.
+            if self.disks.get(&member.disk).is_some_and(|disk| disk.state == DiskState::Failed) {
+                continue;
+            }
             let tombstone = Tombstone {
                 volume: command.volume,
                 node: member.node,
@@ -339,6 +352,7 @@ impl Catalogue {
             let fresh = self.tombstones.insert(member.replica, tombstone).is_none();
             assert!(fresh, "a replica is a member or a tombstone, never both");
         }
+        self.forget_if_deleted(index, command.volume);
         Ok(Outcome::Applied)
     }
 
@@ -352,12 +366,17 @@ impl Catalogue {
             Some(_) => {}
         }
         self.tombstones.remove(&command.replica);
-        let deleting = self.volumes.get(&command.volume).is_some_and(|volume| volume.state == VolumeState::Deleting);
-        if deleting && self.tombstones.values().all(|tombstone| tombstone.volume != command.volume) {
-            self.volumes.remove(&command.volume);
+        self.forget_if_deleted(index, command.volume);
+        Ok(Outcome::Applied)
+    }
+
+    /// The last tombstone takes its volume along, and frees the name.
+    fn forget_if_deleted(&mut self, index: u64, volume: VolumeId) {
+        let deleting = self.volumes.get(&volume).is_some_and(|volume| volume.state == VolumeState::Deleting);
+        if deleting && self.tombstones.values().all(|tombstone| tombstone.volume != volume) {
+            self.volumes.remove(&volume);
             self.forgotten_at = index;
         }
-        Ok(Outcome::Applied)
     }
 
     /// The volume of a member. `None` where the replica is being deleted, so that news of its creation is too late.

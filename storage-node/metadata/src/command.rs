@@ -87,7 +87,8 @@ pub struct UpdateDisk {
     pub capacity_bytes: u64,
     /// More than the capacity counts as the capacity.
     pub free_bytes: u64,
-    /// `Failed` is for good.
+    /// `Failed` is for good, and counts as the deletion of what was to be deleted from it: such a disk never comes back
+    /// under its identifier. A node that loses a machine's disk for ever is freed this way.
     pub state: DiskState,
 }
 

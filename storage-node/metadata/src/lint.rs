@@ -11,7 +11,7 @@ use holdfast_id::{DiskId, NodeId, ReplicaId};
 
 use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Volume, VolumeState};
 use crate::command::{Command, CreateVolume, ResizeVolume, SetNodeState};
-use crate::planner::{Bytes, candidates};
+use crate::planner::{Bytes, BytesUp, candidates};
 
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,7 +32,7 @@ pub enum Finding {
     DiskFailed { disk: DiskId, node: String },
     #[error("node {node} takes no new copies: it is draining or removed")]
     NodeNotActive { node: String },
-    #[error("node {node} has {} free for new volumes, the copy needs {}", Bytes(*.placeable_bytes), Bytes(*.needed_bytes))]
+    #[error("node {node} has {} free for new volumes, the copy needs {}", Bytes(*.placeable_bytes), BytesUp(*.needed_bytes))]
     NoRoom { node: String, needed_bytes: u64, placeable_bytes: u64 },
     #[error("volume {name} is being changed already: {what}; wait until it is done")]
     ChangeUnderWay { name: String, what: &'static str },

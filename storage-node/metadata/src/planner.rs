@@ -27,7 +27,7 @@ pub struct Candidate<'a> {
 pub enum PlanError {
     #[error(transparent)]
     Spec(#[from] SpecError),
-    #[error("{wanted} replicas need {wanted} nodes with {} free each; have {have}{}", Bytes(*.size_bytes), List(.nodes))]
+    #[error("{wanted} replicas need {wanted} nodes with {} free each; have {have}{}", BytesUp(*.size_bytes), List(.nodes))]
     NoPlacement { wanted: u8, size_bytes: u64, have: usize, nodes: Vec<NodeShortfall> },
     #[error("{wanted} replicas need as many new replica ids, got {got} distinct ones")]
     Ids { wanted: u8, got: usize },
@@ -91,18 +91,35 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// Bytes for people, rounded down so that a text never claims more room than there is.
+/// Bytes that there are, for people: rounded down, so that a text never claims more room than there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bytes(pub u64);
 
+/// Bytes that are needed, for people: rounded up, so that what is needed never reads like what there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BytesUp(pub u64);
+
 impl fmt::Display for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        let Some((unit, name)) = units.into_iter().find(|(unit, _)| self.0 >= *unit) else {
-            return write!(f, "{} B", self.0);
-        };
-        write!(f, "{}.{} {name}", self.0 / unit, self.0 % unit * 10 / unit)
+        write_bytes(f, self.0, 0)
     }
+}
+
+impl fmt::Display for BytesUp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_bytes(f, self.0, 1)
+    }
+}
+
+/// One decimal of the largest unit that fits. Wide, because a size times ten may pass 64 bits.
+fn write_bytes(f: &mut fmt::Formatter<'_>, bytes: u64, round_up: u128) -> fmt::Result {
+    let units = [(1u128 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let bytes = u128::from(bytes);
+    let Some((unit, name)) = units.into_iter().find(|(unit, _)| bytes >= *unit) else {
+        return write!(f, "{bytes} B");
+    };
+    let tenths = (bytes * 10 + round_up * (unit - 1)) / unit;
+    write!(f, "{}.{} {name}", tenths / 10, tenths % 10)
 }
 
 /// Chooses the members of a new volume. `ids` are fresh replica ids, used in order; more than needed are left over.
@@ -190,4 +207,28 @@ pub fn candidates(catalogue: &Catalogue, size_bytes: u64) -> (Vec<Candidate<'_>>
 /// Lower is better.
 fn rank(candidate: &Candidate<'_>) -> (std::cmp::Reverse<u64>, u32, DiskId) {
     (std::cmp::Reverse(candidate.placeable_bytes), candidate.replicas, candidate.disk)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_rounded_to_the_safe_side() {
+        let gib = 1u64 << 30;
+        assert_eq!(Bytes(4 * gib).to_string(), "4.0 GiB");
+        assert_eq!(BytesUp(4 * gib).to_string(), "4.0 GiB");
+        assert_eq!(Bytes(4 * gib - 1).to_string(), "3.9 GiB");
+        assert_eq!(BytesUp(4 * gib + 1).to_string(), "4.1 GiB");
+        assert_eq!(Bytes(1023).to_string(), "1023 B");
+        assert_eq!(Bytes(u64::MAX).to_string(), "16777215.9 TiB");
+        assert_eq!(BytesUp(u64::MAX).to_string(), "16777216.0 TiB");
+    }
+
+    #[test]
+    fn a_long_refusal_names_some_nodes_and_counts_the_rest() {
+        let nodes = (0..20).map(|n| NodeShortfall { node: format!("n{n}"), why: Shortfall::NoDisk }).collect();
+        let error = PlanError::NoPlacement { wanted: 3, size_bytes: 1 << 30, have: 0, nodes };
+        assert!(error.to_string().ends_with("n15: no disk and 4 more"), "{error}");
+    }
 }

@@ -64,6 +64,13 @@ pub fn explain_volume(catalogue: &Catalogue, id: VolumeId) -> Vec<Reason> {
             }
         }
     }
+    for entry in &volume.members {
+        let disk = catalogue.disks().get(&entry.member.disk);
+        if disk.is_some_and(|disk| disk.state == DiskState::Failed) {
+            let message = format!("the disk of its copy on {} failed", catalogue.node_label(entry.member.node));
+            reasons.push(reason("CopyLost", message, "back the data up; the copy is not made again by itself yet"));
+        }
+    }
     reasons
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalogue::{Catalogue, DISKS_MAX, NODES_MAX, NodeState, VOLUMES_MAX, VolumeState};
+use crate::catalogue::{Catalogue, DISKS_MAX, Disk, DiskState, NODES_MAX, NodeState, VOLUMES_MAX, VolumeState};
 use crate::spec::{SpecError, check_address, check_zone};
 
 /// Version of the state this build writes, and the newest it can read.
@@ -94,15 +94,17 @@ impl Catalogue {
             let good = self.nodes.contains_key(&disk.node) && disk.free_bytes <= disk.capacity_bytes;
             holds(good, &|| format!("disk {id} lies on no known node, or has more free than it has"))?;
         }
-        let on_disk =
-            |disk, node| self.disks.get(&disk).is_some_and(|found: &crate::catalogue::Disk| found.node == node);
+        let on_disk = |disk, node| self.disks.get(&disk).is_some_and(|found: &Disk| found.node == node);
         let mut replicas: BTreeSet<_> = self.founders.keys().collect();
         for (replica, tombstone) in &self.tombstones {
             let deleting = self.volumes.get(&tombstone.volume).map(|volume| volume.state);
             let good = on_disk(tombstone.disk, tombstone.node)
+                && self.disks[&tombstone.disk].state == DiskState::Active
                 && deleting == Some(VolumeState::Deleting)
                 && replicas.insert(replica);
-            holds(good, &|| format!("tombstone {replica} is nowhere, of no dying volume, or a second replica"))?;
+            holds(good, &|| {
+                format!("tombstone {replica} is on no working disk, of no dying volume, or a second replica")
+            })?;
         }
         let mut names = BTreeSet::new();
         for (id, volume) in &self.volumes {

@@ -27,7 +27,7 @@
 //! | 128 | 4 | crc32c of the state |
 //! | 132 | 4 | slots of the state; zero: it is inline |
 //! | 136 | 8 | tombstones below this index are forgotten |
-//! | 144 | 16 | zero |
+//! | 144 | 16 | hash of the map; means nothing while the counts are not known |
 //! | 160 | 256 | hard state |
 //! | 416 | 64 | position |
 //! | 480 | 3616 | the state, or the places u64 of its slots |
@@ -58,11 +58,13 @@ const _: () = assert!(POSITION == 416 && STATE == 480 && INLINE_STATE_BYTES_MAX 
 const _: () = assert!(STATE_SLOTS_MAX * 8 <= INLINE_STATE_BYTES_MAX, "the longest state's slots fit the header");
 const _: () = assert!(16 + GroupId::BYTES == 34 && 40 + ID_BYTES == 56);
 
-/// How much a map names; open holds it against what it finds.
+/// What a map amounts to; open holds it against what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub slots: u64,
     pub pages: u64,
+    /// Equal at equal checkpoint index on every replica.
+    pub hash: u128,
 }
 
 /// Where the caller's state lies.
@@ -123,6 +125,7 @@ impl Header {
         block.put_u16(120, self.hard_state.len() as u16);
         block.put_u16(122, self.position.len() as u16);
         block.put_u64(136, self.forget_below);
+        block[144..HARD_STATE].copy_from_slice(&self.counts.map_or(0, |counts| counts.hash).to_le_bytes());
         block[HARD_STATE..][..self.hard_state.len()].copy_from_slice(&self.hard_state);
         block[POSITION..][..self.position.len()].copy_from_slice(&self.position);
         match &self.state {
@@ -159,6 +162,7 @@ impl Header {
         if block[..8] != MAGIC || block.u32_at(12) != crc32c::crc32c(&unsummed) || block.u32_at(8) != VERSION {
             return None;
         }
+        let hash = u128::from_le_bytes(block[144..HARD_STATE].try_into().ok()?);
         let flags = block.u16_at(34);
         let place = Place(block.u64_at(88));
         let page = (!place.is_none()).then_some(PageRef { place, crc: block.u32_at(96) });
@@ -186,7 +190,7 @@ impl Header {
             root: Root { page, level: level as u8 },
             counts: match (block.u64_at(104), block.u64_at(112)) {
                 (UNKNOWN, _) | (_, UNKNOWN) => None,
-                (slots, pages) => Some(Counts { slots, pages }),
+                (slots, pages) => Some(Counts { slots, pages, hash }),
             },
             forget_below: block.u64_at(136),
             hard_state: Bytes::copy_from_slice(&block[HARD_STATE..][..hard_state]),

@@ -128,6 +128,15 @@ impl Commit {
         }
     }
 
+    pub fn group(&self) -> GroupId {
+        self.header.group
+    }
+
+    /// Overwrites nothing more before those reads have finished.
+    pub fn wait_for_reads_below(&mut self, serial: u64) {
+        self.barrier = self.barrier.max(serial);
+    }
+
     fn count(&mut self, change: impl FnOnce(&mut Counts)) {
         if let Some(counts) = &mut self.header.counts {
             change(counts);
@@ -221,7 +230,8 @@ impl Chunks {
 
     fn plan(&mut self, commit: &mut Commit) {
         while !commit.plan.finished && !self.failed {
-            while commit.plan.walking < WALKS_MAX && commit.jobs.len() + commit.copies.len() < JOBS_MAX && !self.failed {
+            while commit.plan.walking < WALKS_MAX && commit.jobs.len() + commit.copies.len() < JOBS_MAX && !self.failed
+            {
                 let Some(number) = commit.plan.todo.pop_first() else { break };
                 let group = &self.groups[&commit.header.group];
                 match Walk::new(group, group.header.root, commit.plan.level, number) {

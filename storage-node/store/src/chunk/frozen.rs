@@ -84,8 +84,9 @@ pub struct Question {
 }
 
 impl Chunks {
-    /// Keeps the group's last checkpoint readable until [`Chunks::thaw`]. `Busy` while a checkpoint is under way, or
-    /// too many are frozen.
+    /// Keeps the group's last checkpoint readable until [`Chunks::thaw`]. `Busy` while a checkpoint is under way or too
+    /// many are frozen; and after a write-back that was cut short until a checkpoint passes it, because the slots of
+    /// the last checkpoint then hold later changes too.
     pub fn freeze(&mut self, group: GroupId) -> Result<Frozen, StoreError> {
         self.check_running()?;
         let id = FrozenId(self.next_frozen);
@@ -93,7 +94,8 @@ impl Chunks {
         if found.damaged {
             return Err(StoreError::Damaged);
         }
-        if found.committing || found.freezes.len() == FREEZES_MAX {
+        let unsettled = found.header.write_back_to > found.header.index;
+        if found.committing || unsettled || found.freezes.len() == FREEZES_MAX {
             return Err(StoreError::Busy);
         }
         self.next_frozen += 1;
@@ -119,6 +121,9 @@ impl Chunks {
             }
         };
         self.free_later(freed);
+        // A checkpoint that is planned on may now overwrite slots that reads of the frozen map are still to fetch.
+        let commits = self.commit.iter_mut().chain(&mut self.commits);
+        commits.filter(|commit| commit.group() == group).for_each(|commit| commit.wait_for_reads_below(self.next_read));
         self.advance();
     }
 

@@ -196,7 +196,8 @@ impl Chunks {
 impl ReadState {
     fn into_result(self) -> Result<Bytes, ReadError> {
         if let Some(first_block) = self.corrupt.first().copied() {
-            let count = self.corrupt.iter().zip(first_block..).take_while(|(block, expected)| *block == expected).count();
+            let count =
+                self.corrupt.iter().zip(first_block..).take_while(|(block, expected)| *block == expected).count();
             return Err(ReadError::Corrupt { first_block, count: count as u32 });
         }
         let mut segments = self.segments;

@@ -26,11 +26,16 @@ pub struct Walk {
 /// Where a walk ended.
 #[derive(Debug)]
 pub enum Found {
-    Page { at: PageRef, page: Arc<Page> },
+    Page {
+        at: PageRef,
+        page: Arc<Page>,
+    },
     /// No page: nothing below it was ever written.
     Absent,
     /// It, or one above it, cannot be read. `at`: where it itself lies, if that is known.
-    Lost { at: Option<PageRef> },
+    Lost {
+        at: Option<PageRef>,
+    },
 }
 
 /// Who goes on when a page has arrived.
@@ -213,4 +218,3 @@ impl Chunks {
         self.drops.push_back(MapDrop { pages: root.into_iter().collect(), waiting: false });
     }
 }
-

@@ -36,7 +36,11 @@ fn a_crash_at_any_operation_of_a_checkpoint_is_recoverable() {
             machine.random = Random(survives * 1000 + completions);
             machine.crash();
             let index = machine.models[&group(0)].states[0].0;
-            if index == 1 { ends.0 += 1 } else { ends.1 += 1 }
+            if index == 1 {
+                ends.0 += 1
+            } else {
+                ends.1 += 1
+            }
             assert!(!finished || index == 4, "a finished checkpoint stays");
             machine.settle();
             machine.check_leaks();

@@ -493,7 +493,8 @@ impl Machine {
         assert!(self.chunks.frees.is_empty() && self.chunks.drops.is_empty());
         let (fresh, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
         let mut taken = self.chunks.allocator.named();
-        let dead: Vec<Named> = self.chunks.groups.values().flat_map(|group| &group.freezes).flat_map(|f| &f.dead).copied().collect();
+        let dead: Vec<Named> =
+            self.chunks.groups.values().flat_map(|group| &group.freezes).flat_map(|f| &f.dead).copied().collect();
         for named in dead {
             assert!(taken.remove(&named), "{named:?} is held by one frozen map and taken");
         }

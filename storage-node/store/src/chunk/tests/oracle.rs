@@ -6,6 +6,7 @@ use holdfast_id::GroupId;
 
 use crate::chunk::FREEZES_MAX;
 use crate::chunk::tests::harness::{GROUPS_MAX, Machine, Random, group, replica, state, write, zero};
+use crate::group::StoreError;
 
 /// Places where groups write: within a leaf, across leaves, and where the map has to grow.
 fn first_block(machine: &mut Machine) -> u64 {
@@ -67,8 +68,13 @@ fn step(machine: &mut Machine, next_replica: &mut u8) {
             machine.check_leaks();
         }
         70 if live && !machine.chunks.groups[&id].committing && machine.models[&id].frozen.len() < FREEZES_MAX => {
-            let frozen = machine.chunks.freeze(id).unwrap();
-            machine.models.get_mut(&id).unwrap().frozen.push(frozen);
+            match machine.chunks.freeze(id) {
+                Ok(frozen) => machine.models.get_mut(&id).unwrap().frozen.push(frozen),
+                Err(error) => {
+                    let header = &machine.chunks.groups[&id].header;
+                    assert!(error == StoreError::Busy && header.write_back_to > header.index, "{error}");
+                }
+            }
         }
         71 if live && !machine.models[&id].frozen.is_empty() => {
             let frozen = &mut machine.models.get_mut(&id).unwrap().frozen;
@@ -108,7 +114,8 @@ fn check_changes(machine: &mut Machine, id: GroupId) {
     for change in &changes.slots {
         assert!(change.index > above && change.index <= frozen.index);
         let blocks = change.slot * 16..(change.slot + 1) * 16;
-        let present = blocks.filter(|block| after.contains_key(block)).fold(0u16, |mask, block| mask | 1 << (block % 16));
+        let present =
+            blocks.filter(|block| after.contains_key(block)).fold(0u16, |mask, block| mask | 1 << (block % 16));
         assert_eq!(change.present, present, "slot {} of {id}", change.slot);
     }
 }

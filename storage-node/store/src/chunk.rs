@@ -81,6 +81,7 @@ use crate::chunk::cache::PageCache;
 use crate::chunk::commit::{Commit, CommitIo, Kind};
 use crate::chunk::frozen::{Freeze, Question};
 use crate::chunk::header::{Counts, Header, StateHome};
+pub use crate::chunk::layout::GROUPS_MAX;
 use crate::chunk::layout::{Layout, Named, Place};
 use crate::chunk::overlay::Layer;
 use crate::chunk::page::{BLOCKS_MAX, INDEX_MAX, Root};

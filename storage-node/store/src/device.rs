@@ -4,6 +4,10 @@
 //! run-time operations of [`crate::ops`] from. It promises only what disks promise: a write is durable once a later
 //! `flush` has returned; before that any part of it, in units of [`SECTOR_BYTES`], may or may not survive a crash.
 
+pub mod fault;
+pub mod file;
+pub mod memory;
+
 use std::io;
 
 /// Alignment of every offset, length and buffer in memory.

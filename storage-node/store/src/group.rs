@@ -76,6 +76,9 @@ pub struct RecoveredGroup {
     pub replica: ReplicaId,
     pub checkpoint_index: u64,
     pub checkpoint: GroupState,
+    /// Records up to here were committed, and blocks are not readable before they are applied again. At or below
+    /// `checkpoint_index`: nothing of that kind.
+    pub committed_to: u64,
     /// Newer than the checkpoint's, where the WAL has one.
     pub hard_state: Option<Bytes>,
     /// Contiguous; starts anywhere at or below `checkpoint_index + 1`, all durable.
@@ -148,8 +151,10 @@ pub enum ReadError {
 /// Why an append was refused; nothing of it was kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    #[error("the WAL is full until checkpoints free segments")]
+    #[error("the WAL is full until checkpoints and releases free segments")]
     Full,
+    #[error("the disk has no space for what the records would write")]
+    NoSpace,
     #[error("the disk has failed")]
     Failed,
     #[error("the append breaks the limit of {limit} {what}")]
@@ -182,7 +187,7 @@ pub enum StoreError {
 pub enum FormatError {
     #[error("the disk is formatted already, as {disk} of cluster {cluster}")]
     AlreadyFormatted { disk: DiskId, cluster: ClusterId },
-    #[error("the disk holds data of something else; erase its first 64 KiB to use it")]
+    #[error("the disk holds data of something else; erase its first MiB to use it")]
     Foreign,
     #[error("the disk has {actual_bytes} bytes, at least {needed_bytes} are needed")]
     TooSmall { actual_bytes: u64, needed_bytes: u64 },

@@ -4,7 +4,13 @@
 //! Only `format`, `open`, the offline tools and the drivers touch a [`device::Device`].
 //! Not here: terms, votes, peers, what a record means.
 
+mod bytes_at;
 pub mod chunk;
 pub mod device;
+pub mod driver;
 pub mod group;
 pub mod ops;
+pub mod planted;
+pub mod store;
+pub mod superblock;
+mod wal;

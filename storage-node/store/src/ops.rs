@@ -156,9 +156,16 @@ impl AlignedBuffer {
         self.extend_from_slice(&[0; BLOCK_BYTES][..padding]);
     }
 
-    /// Forgets the bytes and keeps the memory.
-    pub fn clear(&mut self) {
-        self.length = 0;
+    /// The start of the memory, `capacity` bytes long, for the kernel to fill.
+    pub(crate) fn memory(&mut self) -> *mut u8 {
+        self.pointer.as_ptr()
+    }
+
+    /// # Safety
+    /// The first `length` bytes, at most `capacity`, have been written.
+    pub(crate) unsafe fn set_filled(&mut self, length: usize) {
+        assert!(length <= self.capacity, "more bytes than the buffer has room for");
+        self.length = length;
     }
 
     /// Hands the memory over without a copy; parts of it can then be shared.

@@ -1,0 +1,321 @@
+//! The store of one disk as its owner sees it: the WAL and the chunks, and the order between them.
+//!
+//! At run time it is pure: calls and completions in, operations and events out; the same calls give the same
+//! answers. Only `format`, `probe`, `open` and `close` block on the device.
+//!
+//! What it keeps: an append is accepted only with the space its application needs; a checkpoint names the last WAL
+//! batch whose hard states it replaces; records leave the WAL only below a durable checkpoint; once either part has
+//! failed, both have, and that is told once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use bytes::Bytes;
+use holdfast_id::{GroupId, ReplicaId};
+
+use crate::chunk::{CheckpointedGroup, Chunks, Limits};
+use crate::device::{BLOCK_BYTES, Device};
+use crate::group::{
+    Append, AppendError, FormatError, GroupState, Mutation, OpenError, Record, RecoveredGroup, StoreError, StoreEvent,
+    Usage,
+};
+use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
+use crate::superblock::{FormatOptions, Superblock};
+use crate::wal::{GroupBase, RecoveredLog, Wal};
+
+/// See the module.
+pub struct Store {
+    superblock: Superblock,
+    wal: Wal,
+    chunks: Chunks,
+    /// Checkpoints under way: the index, and the last WAL batch whose hard states they replace.
+    checkpoints: BTreeMap<GroupId, (u64, u64)>,
+    /// Groups that were told `CheckpointWanted` and have made no checkpoint since.
+    wanted: BTreeSet<GroupId>,
+    idle_op: Option<DeviceOp>,
+    events: Vec<StoreEvent>,
+    failed: bool,
+}
+
+impl Store {
+    /// Writes an empty store. Refuses a device that holds anything, or is too small.
+    pub fn format(device: &dyn Device, options: &FormatOptions) -> Result<Superblock, FormatError> {
+        let superblock = Superblock::lay_out(device.len()?, options)?;
+        superblock.check_blank(device)?;
+        Wal::format(device, &superblock)?;
+        Chunks::format(device, superblock.chunks, options.groups_max)?;
+        // Last: a format that was cut short leaves a disk that is not formatted.
+        superblock.write(device)?;
+        Ok(superblock)
+    }
+
+    /// What the disk says about itself; `None` where it is blank. Writes nothing.
+    pub fn probe(device: &dyn Device) -> Result<Option<Superblock>, OpenError> {
+        Superblock::read(device)
+    }
+
+    /// Raises the boot epoch durably, rebuilds every group's log, and makes its tail durable.
+    pub fn open(device: &dyn Device) -> Result<(Store, Vec<RecoveredGroup>), OpenError> {
+        Self::open_with(device, Limits::default())
+    }
+
+    /// As `open`, with bounds of memory that change nothing about what is read or written.
+    pub fn open_with(device: &dyn Device, limits: Limits) -> Result<(Store, Vec<RecoveredGroup>), OpenError> {
+        let mut superblock = Superblock::read(device)?.ok_or(OpenError::NotFormatted)?;
+        superblock.check_writable()?;
+        superblock.clean = false;
+        superblock.boot_epoch += 1;
+        superblock.generation += 1;
+        superblock.write(device)?;
+
+        let (mut chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), limits)?;
+        let bases: Vec<GroupBase> = checkpointed.iter().map(base_of).collect();
+        let (wal, logs) = Wal::open(device, &superblock, &bases)?;
+        let mut groups = Vec::with_capacity(checkpointed.len());
+        for (checkpointed, log) in checkpointed.into_iter().zip(logs) {
+            for record in &log.records {
+                let blocks = payload_blocks(record);
+                let promised = chunks.reserve_recovered(checkpointed.group, record.index, blocks);
+                promised.expect("the group was found by the same chunks");
+            }
+            groups.push(recovered(checkpointed, log));
+        }
+        let store = Store {
+            superblock,
+            wal,
+            chunks,
+            checkpoints: BTreeMap::new(),
+            wanted: BTreeSet::new(),
+            idle_op: None,
+            events: Vec::new(),
+            failed: false,
+        };
+        Ok((store, groups))
+    }
+
+    /// Notes an orderly end. Whatever is not flushed is lost, as at a crash.
+    pub fn close(mut self, device: &dyn Device) -> io::Result<()> {
+        if !self.failed {
+            self.superblock.clean = true;
+            self.superblock.generation += 1;
+            self.superblock.write(device)?;
+        }
+        Ok(())
+    }
+
+    pub fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    pub fn usage(&self) -> Usage {
+        Usage { wal_total: self.wal.bytes_total(), wal_used: self.wal.bytes_used(), ..self.chunks.usage() }
+    }
+
+    /// Index of the last record appended, flushed or not; the next append continues it.
+    pub fn last_appended(&self, group: GroupId) -> Option<u64> {
+        self.wal.last_appended(group)
+    }
+
+    /// Call [`Store::on_idle`] once nothing was appended for a while, at most 100 ms.
+    pub fn wants_idle(&self) -> bool {
+        !self.failed && self.wal.wants_idle()
+    }
+
+    /// Nothing was appended for a while: notes durably how far the WAL is whole.
+    pub fn on_idle(&mut self) {
+        if let Some(op) = self.wal.on_idle() {
+            assert!(self.idle_op.is_none(), "one WAL operation is in flight");
+            self.idle_op = Some(op);
+        }
+    }
+
+    /// # Panics
+    /// Where `id` is not in flight.
+    pub fn on_completion(&mut self, id: OpId, result: Result<Bytes, DeviceError>) {
+        if id.is_wal() {
+            self.wal.on_completion(id, result.map(|_| ()));
+        } else {
+            self.chunks.on_completion(id, result);
+        }
+        self.settle();
+    }
+
+    /// Index 0, no records; `GroupCreated` follows when it is durable, and then appends are taken.
+    pub fn create_group(&mut self, group: GroupId, replica: ReplicaId, initial: GroupState) -> Result<(), StoreError> {
+        self.chunks.create_group(group, replica, initial)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// `GroupDeleted` follows when it is durable.
+    pub fn delete_group(&mut self, group: GroupId, replica: ReplicaId) -> Result<(), StoreError> {
+        self.chunks.delete_group(group, replica)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// `Flushed` follows when everything in it is durable.
+    ///
+    /// # Panics
+    /// Where the records do not continue the group's log, or the truncation reaches below the checkpoint.
+    pub fn append(&mut self, append: Append) -> Result<(), AppendError> {
+        if self.failed {
+            return Err(AppendError::Failed);
+        }
+        let group = append.group;
+        let accepted = self.reserve(&append).and_then(|()| self.wal.append(&append));
+        match (&accepted, append.truncate_from) {
+            (Ok(()), Some(from)) => {
+                // Records beyond the new end are gone, and their promises with them.
+                let end = append.records.last().map_or(from, |record| record.index + 1);
+                self.chunks.unreserve(group, end);
+            }
+            // With a truncation the old records are still there, and may still need what was promised.
+            (Err(_), None) => {
+                if let Some(first) = append.records.first() {
+                    self.chunks.unreserve(group, first.index);
+                }
+            }
+            (Ok(()), None) | (Err(_), Some(_)) => {}
+        }
+        self.settle();
+        accepted
+    }
+
+    /// Committed and flushed here; reads see it at once. In the order of the log.
+    pub fn apply(&mut self, group: GroupId, index: u64, mutations: Vec<Mutation>) {
+        self.chunks.apply(group, index, mutations);
+        self.settle();
+    }
+
+    /// `Read` with this token follows; tokens are the caller's.
+    pub fn read(&mut self, group: GroupId, first_block: u64, count: u32, token: u64) {
+        self.chunks.read(group, first_block, count, token);
+        self.settle();
+    }
+
+    /// Makes everything applied durable in its place, with `state` as of `index`; `CheckpointDone` follows.
+    pub fn checkpoint(&mut self, group: GroupId, index: u64, state: GroupState) -> Result<(), StoreError> {
+        let wal_sequence = self.wal.checkpoint_sequence(group);
+        self.chunks.checkpoint(group, index, wal_sequence, state)?;
+        self.checkpoints.insert(group, (index, wal_sequence));
+        self.settle();
+        Ok(())
+    }
+
+    /// Records up to `to` may leave the WAL, as far as the last checkpoint reaches.
+    pub fn release(&mut self, group: GroupId, to: u64) {
+        self.wal.release(group, to);
+    }
+
+    /// Tombstones of changes below `index` need not be kept: every configured replica has a checkpoint at or above.
+    pub fn forget_tombstones(&mut self, group: GroupId, index: u64) {
+        self.chunks.forget_tombstones(group, index);
+    }
+
+    /// Call after every batch of calls and completions: what gathered meanwhile becomes one batch of the WAL.
+    pub fn take_ops(&mut self) -> Vec<DeviceOp> {
+        if self.failed {
+            return Vec::new();
+        }
+        let mut ops = self.chunks.take_ops();
+        ops.extend(self.idle_op.take());
+        ops.extend(self.wal.take_ops());
+        ops
+    }
+
+    pub fn take_events(&mut self) -> Vec<StoreEvent> {
+        // Closing a batch, which `take_ops` does, may have asked for checkpoints.
+        self.settle();
+        std::mem::take(&mut self.events)
+    }
+
+    fn reserve(&mut self, append: &Append) -> Result<(), AppendError> {
+        for record in &append.records {
+            let reserved = self.chunks.reserve(append.group, record.index, payload_blocks(record));
+            reserved.map_err(|error| match error {
+                StoreError::Full => AppendError::NoSpace,
+                _ => AppendError::UnknownGroup,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Carries what one part has to say to the other, and to the owner.
+    fn settle(&mut self) {
+        for event in self.chunks.take_events() {
+            match &event {
+                StoreEvent::GroupCreated { group, replica } => self.wal.add_group(*group, *replica),
+                StoreEvent::GroupDeleted { group, .. } => {
+                    self.wal.remove_group(*group);
+                    self.wanted.remove(group);
+                }
+                StoreEvent::CheckpointDone { group, index } => self.on_checkpoint_done(*group, *index),
+                _ => {}
+            }
+            self.tell(event);
+        }
+        for event in self.wal.take_events() {
+            self.tell(event);
+        }
+    }
+
+    fn on_checkpoint_done(&mut self, group: GroupId, index: u64) {
+        let (started, wal_sequence) = self.checkpoints.remove(&group).expect("a checkpoint is done once");
+        assert_eq!(index, started, "one checkpoint of a group is under way");
+        self.wal.on_checkpoint(group, index, wal_sequence);
+        self.wanted.remove(&group);
+    }
+
+    fn tell(&mut self, event: StoreEvent) {
+        match &event {
+            StoreEvent::Failed { .. } if self.failed => return,
+            StoreEvent::Failed { reason } => {
+                self.failed = true;
+                self.wal.fail(reason);
+                self.chunks.fail(reason.clone());
+                // Reads that the failure ended are told before it.
+                for event in self.chunks.take_events() {
+                    if matches!(event, StoreEvent::Read { .. }) {
+                        self.events.push(event);
+                    }
+                }
+            }
+            // The one under way may be enough; where it is not, both parts ask again.
+            StoreEvent::CheckpointWanted { group } if self.checkpoints.contains_key(group) => return,
+            StoreEvent::CheckpointWanted { group } if !self.wanted.insert(*group) => return,
+            _ => {}
+        }
+        self.events.push(event);
+    }
+}
+
+fn base_of(checkpointed: &CheckpointedGroup) -> GroupBase {
+    GroupBase {
+        group: checkpointed.group,
+        replica: checkpointed.replica,
+        index: checkpointed.index,
+        wal_sequence: checkpointed.wal_sequence,
+    }
+}
+
+fn recovered(checkpointed: CheckpointedGroup, log: RecoveredLog) -> RecoveredGroup {
+    RecoveredGroup {
+        group: checkpointed.group,
+        replica: checkpointed.replica,
+        checkpoint_index: checkpointed.index,
+        checkpoint: checkpointed.state,
+        committed_to: checkpointed.write_back_to,
+        hard_state: log.hard_state,
+        records: log.records,
+        // Without its checkpoint the log is of no use, whether whole or not.
+        damage: checkpointed.damage.or(log.damage),
+    }
+}
+
+fn payload_blocks(record: &Record) -> u64 {
+    record.payload.len().div_ceil(BLOCK_BYTES) as u64
+}
+
+#[cfg(test)]
+mod tests;

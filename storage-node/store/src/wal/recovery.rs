@@ -1,0 +1,166 @@
+//! From the bytes of a ring to the logs of its groups, in three steps: `scan` finds every batch that is or was
+//! there, `chain` links those that count, `replay` rebuilds the groups' logs from them.
+//!
+//! Then, before anything is told, the last batch is rewritten and flushed, since what was read may have been bytes
+//! that only a page cache held; and damage found for the first time is anchored: a record per damaged group says
+//! where its log ends now, so that what is appended from here on is told apart from what lies behind the damage.
+
+mod chain;
+mod replay;
+mod scan;
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use holdfast_id::{GroupId, ReplicaId};
+
+use self::chain::{Chain, Node};
+pub(crate) use self::scan::Scan;
+use super::batch::Batch;
+use super::groups::Groups;
+use super::{BATCH_CAPACITY_MIN, Place, Placed, Wal};
+use crate::device::Device;
+use crate::group::{Damage, OpenError, Record};
+use crate::ops::{AlignedBuffer, OpIds};
+use crate::superblock::Superblock;
+
+/// A group by its checkpoint; the WAL adds what came after.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupBase {
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub index: u64,
+    /// Batches up to this one hold no hard state newer than the checkpoint's.
+    pub wal_sequence: u64,
+}
+
+/// What the WAL has of a group; see [`crate::group::RecoveredGroup`].
+#[derive(Debug)]
+pub(crate) struct RecoveredLog {
+    pub hard_state: Option<Bytes>,
+    pub records: Vec<Record>,
+    pub damage: Option<Damage>,
+}
+
+/// The logs are in the order of `bases`.
+pub(super) fn open(
+    device: &dyn Device,
+    superblock: &Superblock,
+    bases: &[GroupBase],
+) -> Result<(Wal, Vec<RecoveredLog>), OpenError> {
+    let scan = Scan::read(device, superblock)?;
+    let chain = Chain::link(&scan);
+    let replayed = replay::replay(&chain, bases)?;
+    let mut wal = assemble(&chain, &scan, superblock, bases);
+    rewrite_tail(device, &chain, &scan)?;
+    let mut logs = Vec::with_capacity(bases.len());
+    for (base, replayed) in bases.iter().zip(replayed) {
+        let last = replayed.records.last().map_or(base.index, |record| record.index);
+        wal.groups.get_mut(base.group).expect("every base was inserted").last_appended = last.max(base.index);
+        if replayed.needs_anchor {
+            wal.anchor(device, base.group, base.replica, last + 1)?;
+        }
+        let damage = replayed.damaged.then_some(Damage::Log { intact_to: last });
+        logs.push(RecoveredLog { hard_state: replayed.hard_state, records: replayed.records, damage });
+    }
+    wal.write_open_batch(device)?;
+    Ok((wal, logs))
+}
+
+fn assemble(chain: &Chain<'_>, scan: &Scan, superblock: &Superblock, bases: &[GroupBase]) -> Wal {
+    let mut groups = Groups::default();
+    for base in bases {
+        groups.insert(base.group, base.replica, base.index, base.wal_sequence);
+    }
+    let mut first_sequences: VecDeque<(u64, u64)> = VecDeque::new();
+    for node in &chain.nodes {
+        let Some(header) = node.header() else { continue };
+        if first_sequences.back().is_none_or(|(generation, _)| *generation < header.generation) {
+            first_sequences.push_back((header.generation, header.sequence));
+        }
+        if let Node::Whole { table, .. } = node {
+            for entry in *table {
+                groups.on_durable(entry, header.generation, header.sequence);
+            }
+        }
+    }
+    let checkpointed = bases.iter().map(|base| base.wal_sequence).max().unwrap_or(0);
+    let flushed = Place { generation: chain.end_generation, offset: chain.end_offset };
+    Wal {
+        disk: superblock.disk,
+        boot_epoch: superblock.boot_epoch,
+        region: superblock.wal,
+        segment_bytes: superblock.wal_segment_bytes,
+        segments: superblock.segments(),
+        groups,
+        ids: OpIds::wal(),
+        open: None,
+        queue: VecDeque::new(),
+        in_flight: None,
+        next_sequence: scan.sequence_seen_max().max(checkpointed) + 1,
+        head: flushed,
+        flushed_sequence: chain.flushed_sequence,
+        flushed,
+        first_sequences,
+        durable_oldest_generation: chain.oldest_generation,
+        marked_number: scan.mark().map_or(0, |mark| mark.number),
+        marked_sequence: scan.mark().map_or(0, |mark| mark.sequence),
+        batch_capacity: BATCH_CAPACITY_MIN,
+        events: Vec::new(),
+        failed: false,
+    }
+}
+
+/// The last batch and the mark may be in a page cache only; after this they are on the disk.
+fn rewrite_tail(device: &dyn Device, chain: &Chain<'_>, scan: &Scan) -> Result<(), OpenError> {
+    if let Some(Node::Whole { found, .. }) = chain.nodes.last() {
+        device.write_at(found.header.offset, &AlignedBuffer::padded(&found.bytes))?;
+    }
+    if let Some(mark) = scan.mark() {
+        device.write_at(mark.device_offset(), &AlignedBuffer::padded(&mark.encode()))?;
+    }
+    device.flush()?;
+    Ok(())
+}
+
+impl Wal {
+    /// Adds an anchor to the open batch, and writes the batch where it is full.
+    fn anchor(&mut self, device: &dyn Device, group: GroupId, replica: ReplicaId, from: u64) -> Result<(), OpenError> {
+        const ANCHOR_BYTES: usize = super::format::RECORD_HEADER_BYTES + super::format::TABLE_ENTRY_BYTES;
+        let full = self.open.as_ref().is_some_and(|open| {
+            !open.has_room_for_a_group() || open.length_with(ANCHOR_BYTES) > self.batch_bytes_max()
+        });
+        if full {
+            self.write_open_batch(device)?;
+        }
+        let open = self.open.get_or_insert_with(|| {
+            let sequence = self.next_sequence;
+            self.next_sequence += 1;
+            Batch::new(sequence, BATCH_CAPACITY_MIN)
+        });
+        open.anchor(group, replica, from);
+        Ok(())
+    }
+
+    /// Writes the open batch here and now, as only recovery does.
+    fn write_open_batch(&mut self, device: &dyn Device) -> Result<(), OpenError> {
+        self.close_open();
+        while let Some(Placed { place, .. }) = self.queue.front() {
+            if place.generation >= self.durable_oldest_generation + self.segments {
+                let offset = self.device_offset(*place);
+                let reason = "no segment is left to note the damage found elsewhere in the WAL".to_owned();
+                return Err(OpenError::Damaged { what: "the WAL", offset, reason });
+            }
+            let mut placed = self.queue.pop_front().expect("looked at the front");
+            if self.first_sequences.back().is_none_or(|(generation, _)| *generation < placed.place.generation) {
+                self.first_sequences.push_back((placed.place.generation, placed.batch.sequence));
+            }
+            // Nothing is released here, so the damage stays visible to a recovery that comes before this is durable.
+            let (offset, data) = self.finish(&mut placed, self.durable_oldest_generation);
+            device.write_at(offset, &data)?;
+            device.flush()?;
+            self.on_batch_durable(&placed, self.durable_oldest_generation);
+        }
+        Ok(())
+    }
+}

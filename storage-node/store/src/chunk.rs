@@ -55,7 +55,6 @@
 
 mod allocator;
 mod cache;
-mod codec;
 mod commit;
 mod frozen;
 mod header;
@@ -330,7 +329,7 @@ impl Chunks {
                 self.want_checkpoint(group);
             }
         }
-        self.drop_promises(group, ..=index);
+        self.settle_promises(group, index);
         self.want_checkpoints();
     }
 

@@ -235,11 +235,11 @@ impl Question {
 impl PageId {
     /// Slots `[first_slot, end_slot)` lie below the page.
     fn first_slot(&self) -> u64 {
-        self.number * (LEAF_SLOTS as u64) << (FAN_OUT_BITS * u32::from(self.level))
+        (self.number * LEAF_SLOTS as u64) << (FAN_OUT_BITS * u32::from(self.level))
     }
 
     fn end_slot(&self) -> u64 {
-        (self.number + 1) * (LEAF_SLOTS as u64) << (FAN_OUT_BITS * u32::from(self.level))
+        ((self.number + 1) * LEAF_SLOTS as u64) << (FAN_OUT_BITS * u32::from(self.level))
     }
 }
 

@@ -20,7 +20,7 @@
 
 use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
 
-use crate::chunk::codec::{Fields, FieldsMut};
+use crate::bytes_at::{put, u16_at, u32_at, u64_at};
 use crate::chunk::layout::{GROUPS_MAX, Layout, Place, SLOT_BLOCKS, SLOTS_MAX};
 use crate::device::BLOCK_BYTES;
 
@@ -233,12 +233,12 @@ impl Page {
     pub fn encode(&self, id: &PageId, generation: u64) -> Vec<u8> {
         let mut block = vec![0; BLOCK_BYTES];
         block[..4].copy_from_slice(if id.level == 0 { &LEAF_MAGIC } else { &INNER_MAGIC });
-        block.put_u16(4, VERSION);
+        put(&mut block, 4, VERSION.to_le_bytes());
         block[6] = id.level;
         block[7] = WIDTH;
         block[8..8 + GroupId::BYTES].copy_from_slice(&id.group.to_bytes());
-        block.put_u64(32, id.number);
-        block.put_u64(40, generation);
+        put(&mut block, 32, id.number.to_le_bytes());
+        put(&mut block, 40, generation.to_le_bytes());
         block[48..BODY].copy_from_slice(&id.replica.to_bytes());
         match self {
             Page::Leaf(leaf) => {
@@ -246,13 +246,13 @@ impl Page {
                 for (i, slot) in leaf.slots.iter().enumerate() {
                     assert_eq!(slot.place.is_none(), slot.present == 0, "a place exactly where a block is present");
                     let at = BODY + i * SLOT_ENTRY_BYTES;
-                    block.put_u64(at, slot.place.0);
-                    block.put_u64(at + 8, slot.index);
-                    block.put_u16(at + 16, slot.present);
-                    block.put_u16(at + 18, slot.lost);
+                    put(&mut block, at, slot.place.0.to_le_bytes());
+                    put(&mut block, at + 8, slot.index.to_le_bytes());
+                    put(&mut block, at + 16, slot.present.to_le_bytes());
+                    put(&mut block, at + 18, slot.lost.to_le_bytes());
                 }
                 for (i, checksum) in leaf.checksums.iter().enumerate() {
-                    block.put_u32(CHECKSUMS + i * 4, *checksum);
+                    put(&mut block, CHECKSUMS + i * 4, checksum.to_le_bytes());
                 }
             }
             Page::Inner(inner) => {
@@ -264,7 +264,7 @@ impl Page {
                         let at = BODY + i * CHILD_BYTES;
                         block[at..at + 5].copy_from_slice(&place.to_le_bytes()[..5]);
                         block[at + 5..at + 11].copy_from_slice(&child.index.to_le_bytes()[..6]);
-                        block.put_u32(at + 11, child.page.crc);
+                        put(&mut block, at + 11, child.page.crc.to_le_bytes());
                     }
                 }
             }
@@ -282,12 +282,12 @@ impl Page {
         let identity = block[..4] == magic
             && block[6] == id.level
             && block[8..8 + GroupId::BYTES] == id.group.to_bytes()
-            && block.u64_at(32) == id.number
+            && u64_at(block, 32) == id.number
             && block[48..BODY] == id.replica.to_bytes();
         if !identity {
             return Err(PageError::Identity);
         }
-        if block.u16_at(4) != VERSION || block[7] != WIDTH {
+        if u16_at(block, 4) != VERSION || block[7] != WIDTH {
             return Err(PageError::Version);
         }
         if id.level == 0 { Self::decode_leaf(layout, block) } else { Self::decode_inner(layout, block) }
@@ -298,10 +298,10 @@ impl Page {
         for (i, slot) in leaf.slots.iter_mut().enumerate() {
             let at = BODY + i * SLOT_ENTRY_BYTES;
             *slot = SlotEntry {
-                place: Place(block.u64_at(at)),
-                index: block.u64_at(at + 8),
-                present: block.u16_at(at + 16),
-                lost: block.u16_at(at + 18),
+                place: Place(u64_at(block, at)),
+                index: u64_at(block, at + 8),
+                present: u16_at(block, at + 16),
+                lost: u16_at(block, at + 18),
             };
             let placed = slot.present != 0;
             if placed == slot.place.is_none() || placed && !layout.is_slot(slot.place) || slot.present & slot.lost != 0
@@ -310,7 +310,7 @@ impl Page {
             }
         }
         for (i, checksum) in leaf.checksums.iter_mut().enumerate() {
-            *checksum = block.u32_at(CHECKSUMS + i * 4);
+            *checksum = u32_at(block, CHECKSUMS + i * 4);
         }
         Ok(Page::Leaf(leaf))
     }
@@ -319,14 +319,14 @@ impl Page {
         let mut inner = Box::new(Inner::empty());
         for (i, child) in inner.children.iter_mut().enumerate() {
             let at = BODY + i * CHILD_BYTES;
-            let place = match block.u64_at(at) & LOST_PLACE {
+            let place = match u64_at(block, at) & LOST_PLACE {
                 0 => continue,
                 LOST_PLACE => Place::LOST,
                 place if layout.slot_of(Place(place)).is_some() => Place(place),
                 _ => return Err(PageError::Field),
             };
-            let page = PageRef { place, crc: block.u32_at(at + 11) };
-            *child = Some(Child { page, index: block.u64_at(at + 5) & INDEX_MAX });
+            let page = PageRef { place, crc: u32_at(block, at + 11) };
+            *child = Some(Child { page, index: u64_at(block, at + 5) & INDEX_MAX });
         }
         Ok(Page::Inner(inner))
     }

@@ -36,7 +36,11 @@ fn options() -> FormatOptions {
 }
 
 fn state(text: &str) -> GroupState {
-    GroupState { hard_state: Bytes::from(format!("hard {text}")), position: Bytes::new(), state: text.to_owned().into() }
+    GroupState {
+        hard_state: Bytes::from(format!("hard {text}")),
+        position: Bytes::new(),
+        state: text.to_owned().into(),
+    }
 }
 
 fn append(number: u8, sequence: u64, index: u64, payload: Vec<u8>) -> Append {

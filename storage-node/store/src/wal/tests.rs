@@ -28,7 +28,12 @@ fn options() -> FormatOptions {
     let cluster = ClusterId::from_bytes([1; 16]).unwrap();
     let node = NodeId::from_bytes([2; 16]).unwrap();
     let disk = DiskId::from_bytes([3; 16]).unwrap();
-    FormatOptions { wal_segment_bytes: 64 << 10, wal_segments: 4, groups_max: 8, ..FormatOptions::new(cluster, node, disk) }
+    FormatOptions {
+        wal_segment_bytes: 64 << 10,
+        wal_segments: 4,
+        groups_max: 8,
+        ..FormatOptions::new(cluster, node, disk)
+    }
 }
 
 impl Disk {

@@ -262,3 +262,32 @@ fn a_failed_write_fails_the_disk_once_and_for_good() {
     assert_eq!(disk.append(1, None, &[(3, 0)]), Err(AppendError::Failed));
     assert_eq!(disk.wal.take_events(), []);
 }
+
+const GOLDEN: &[u8] = include_bytes!("../../golden/wal-batch-1.bin");
+
+/// A hard state, a truncation, an entry with a payload and one without, of two groups.
+fn golden_batch(disk: &mut Disk) -> (OpId, u64, AlignedBuffer) {
+    disk.append(1, None, &[(1, 0), (2, 4096)]).unwrap();
+    disk.append(2, None, &[(1, 0)]).unwrap();
+    disk.append(1, Some(2), &[(2, 0)]).unwrap();
+    let Some(DeviceOp::Write { id, offset, data, durable: true }) = disk.wal.take_ops() else { panic!() };
+    (id, offset, data)
+}
+
+#[test]
+fn the_first_batch_format_is_written_for_ever() {
+    let (_, _, data) = golden_batch(&mut Disk::new(2));
+    assert_eq!(data[..], *GOLDEN);
+}
+
+#[test]
+fn the_first_batch_format_is_read_for_ever() {
+    let mut disk = Disk::new(2);
+    let (_, offset, _) = golden_batch(&mut disk);
+    disk.device.write_at(offset, GOLDEN).unwrap();
+    let disk = disk.reopen();
+    assert_eq!((disk.indexes(1), disk.indexes(2)), (vec![1, 2], vec![1]));
+    let [first, second] = disk.logs[0].records.as_slice() else { panic!() };
+    assert_eq!((&first.header[..], &second.header[..], second.payload.len()), (&b"1.1.1"[..], &b"1.2.3"[..], 0));
+    assert_eq!(disk.logs[1].hard_state.as_deref(), Some(&b"hard 2"[..]));
+}

@@ -1,3 +1,7 @@
+mod crash;
+pub(crate) mod model;
+mod random;
+
 use std::sync::Arc;
 
 use holdfast_id::{ClusterId, DiskId, NodeId, VolumeId};

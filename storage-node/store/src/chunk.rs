@@ -55,8 +55,8 @@
 
 mod allocator;
 mod cache;
-mod codec;
 mod commit;
+mod frozen;
 mod header;
 mod layout;
 mod open;
@@ -65,6 +65,9 @@ mod page;
 mod read;
 mod space;
 mod walk;
+
+pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, SlotChange};
+pub use space::blocks_for_payload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -75,11 +78,12 @@ use holdfast_id::{GroupId, ReplicaId};
 use crate::chunk::allocator::Allocator;
 use crate::chunk::cache::PageCache;
 use crate::chunk::commit::{Commit, CommitIo, Kind};
+use crate::chunk::frozen::{Freeze, Question};
 use crate::chunk::header::{Counts, Header, StateHome};
 pub use crate::chunk::layout::GROUPS_MAX;
 use crate::chunk::layout::{Layout, Named, Place};
 use crate::chunk::overlay::Layer;
-use crate::chunk::page::{BLOCKS_MAX, Root};
+use crate::chunk::page::{BLOCKS_MAX, INDEX_MAX, Root};
 use crate::chunk::read::ReadState;
 use crate::chunk::walk::{MapDrop, PageRead};
 use crate::device::BLOCK_BYTES;
@@ -124,6 +128,8 @@ pub struct CheckpointedGroup {
     /// At or below `index`: nothing of that kind.
     pub write_back_to: u64,
     pub state: GroupState,
+    /// Equal on every replica whose checkpoint has this index. `None`: parts of the map are lost.
+    pub map_hash: Option<u128>,
     pub damage: Option<Damage>,
 }
 
@@ -163,6 +169,10 @@ pub struct Chunks {
     /// Free once every read with a serial number below the first has finished.
     frees: VecDeque<(u64, Vec<Named>)>,
     drops: VecDeque<MapDrop>,
+    next_frozen: u64,
+    /// By serial number, from the same count as reads.
+    questions: BTreeMap<u64, Question>,
+    changes: Vec<ChangesAnswer>,
     pending: BTreeMap<OpId, Pending>,
     ops: Vec<DeviceOp>,
     events: Vec<StoreEvent>,
@@ -189,6 +199,8 @@ struct Group {
     applied: u64,
     /// Blocks promised to appended entries that are not applied yet, by their index.
     promised: BTreeMap<u64, u64>,
+    /// The oldest first.
+    freezes: Vec<Freeze>,
     /// A creation, checkpoint or deletion is under way or queued.
     committing: bool,
     deleting: bool,
@@ -205,6 +217,7 @@ impl Group {
             active: Layer::default(),
             frozen: None,
             promised: BTreeMap::new(),
+            freezes: Vec::new(),
             committing: false,
             deleting: false,
             wanted: false,
@@ -214,6 +227,13 @@ impl Group {
 }
 
 impl Chunks {
+    /// Index of the last checkpoint, and the hash of its map, which is equal on every replica with a checkpoint at that
+    /// index. `None`: no such group, or parts of its map are lost.
+    pub fn map_hash(&self, group: GroupId) -> Option<(u64, u128)> {
+        let header = &self.groups.get(&group)?.header;
+        header.counts.map(|counts| (header.index, counts.hash))
+    }
+
     pub fn counters(&self) -> Counters {
         self.counters
     }
@@ -290,6 +310,7 @@ impl Chunks {
     pub fn apply(&mut self, group: GroupId, index: u64, mutations: Vec<Mutation>) {
         let Some(found) = self.groups.get_mut(&group).filter(|found| !found.deleting) else { return };
         assert!(index > found.applied, "index {index} of {group} is applied after {}", found.applied);
+        assert!(index < INDEX_MAX, "index {index} does not fit a map");
         found.applied = index;
         let (blocks_before, bytes_before) = (found.active.blocks_needed(), found.active.bytes());
         for mutation in mutations {
@@ -308,7 +329,7 @@ impl Chunks {
                 self.want_checkpoint(group);
             }
         }
-        self.drop_promises(group, ..=index);
+        self.settle_promises(group, index);
         self.want_checkpoints();
     }
 
@@ -405,6 +426,9 @@ impl Chunks {
         self.ops.clear();
         for (_, read) in std::mem::take(&mut self.reads) {
             self.events.push(StoreEvent::Read { token: read.token, result: Err(ReadError::Failed) });
+        }
+        for (_, question) in std::mem::take(&mut self.questions) {
+            self.changes.push(question.into_failed());
         }
         self.events.push(StoreEvent::Failed { reason });
     }

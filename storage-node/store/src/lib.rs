@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod device;
 pub mod driver;
 pub mod group;
+pub mod inspect;
 pub mod ops;
 pub mod planted;
 pub mod store;

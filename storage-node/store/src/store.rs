@@ -290,7 +290,7 @@ impl Store {
     }
 }
 
-fn base_of(checkpointed: &CheckpointedGroup) -> GroupBase {
+pub(crate) fn base_of(checkpointed: &CheckpointedGroup) -> GroupBase {
     GroupBase {
         group: checkpointed.group,
         replica: checkpointed.replica,
@@ -318,4 +318,4 @@ fn payload_blocks(record: &Record) -> u64 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -315,3 +315,6 @@ impl Superblock {
         plausible.then_some(found)
     }
 }
+
+#[cfg(test)]
+mod tests;

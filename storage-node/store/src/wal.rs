@@ -23,7 +23,7 @@ use holdfast_id::{DiskId, GroupId, ReplicaId};
 use self::batch::{Batch, encoded_bytes};
 use self::format::{BatchHeader, Mark};
 use self::groups::Groups;
-pub(crate) use self::recovery::{GroupBase, RecoveredLog};
+pub(crate) use self::recovery::{GroupBase, Inspection, RecoveredLog, Stretch, inspect};
 use crate::device::{BLOCK_BYTES, Device, Region};
 use crate::group::{
     APPEND_BYTES_MAX, Append, AppendError, HARD_STATE_BYTES_MAX, HEADER_BYTES_MAX, OpenError, PAYLOAD_BYTES_MAX,

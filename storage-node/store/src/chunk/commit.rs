@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
+use holdfast_id::GroupId;
 
 use crate::chunk::header::{Counts, Header};
 use crate::chunk::layout::{Named, Place, SLOT_BLOCKS, SLOT_BYTES};
 use crate::chunk::overlay::{Content, Layer, Piece};
-use crate::chunk::page::{FAN_OUT_BITS, LEAF_BLOCKS, Leaf, Page, PageId, PageRef, Root};
+use crate::chunk::page::{Child, FAN_OUT_BITS, LEAF_BLOCKS, Leaf, Page, PageId, PageRef, Root};
 use crate::chunk::space::state_slots;
 use crate::chunk::walk::{Found, Waiter, Walk};
 use crate::chunk::{Chunks, Pending};
@@ -78,8 +79,8 @@ struct Plan {
     todo: BTreeSet<u64>,
     walking: usize,
     /// New references to pages of the level below, and of this one. `None`: the page is gone.
-    below: BTreeMap<u64, Option<PageRef>>,
-    done: BTreeMap<u64, Option<PageRef>>,
+    below: BTreeMap<u64, Option<Child>>,
+    done: BTreeMap<u64, Option<Child>>,
     finished: bool,
 }
 
@@ -125,6 +126,15 @@ impl Commit {
             freed: Vec::new(),
             taken: Vec::new(),
         }
+    }
+
+    pub fn group(&self) -> GroupId {
+        self.header.group
+    }
+
+    /// Overwrites nothing more before those reads have finished.
+    pub fn wait_for_reads_below(&mut self, serial: u64) {
+        self.barrier = self.barrier.max(serial);
     }
 
     fn count(&mut self, change: impl FnOnce(&mut Counts)) {
@@ -207,6 +217,10 @@ impl Chunks {
         commit.plan.top = if root.page.is_some() { grown.max(root.level) } else { grown };
         commit.plan.todo = layer.leaves().clone();
 
+        // Zeroes change the map alone.
+        if layer.last_written_leaf().is_none() {
+            return;
+        }
         commit.stage = Stage::Intent;
         group.header.generation += 1;
         let mut intent = group.header.clone();
@@ -216,7 +230,8 @@ impl Chunks {
 
     fn plan(&mut self, commit: &mut Commit) {
         while !commit.plan.finished && !self.failed {
-            while commit.plan.walking < WALKS_MAX && commit.jobs.len() + commit.copies.len() < JOBS_MAX && !self.failed {
+            while commit.plan.walking < WALKS_MAX && commit.jobs.len() + commit.copies.len() < JOBS_MAX && !self.failed
+            {
                 let Some(number) = commit.plan.todo.pop_first() else { break };
                 let group = &self.groups[&commit.header.group];
                 match Walk::new(group, group.header.root, commit.plan.level, number) {
@@ -273,7 +288,7 @@ impl Chunks {
         let Header { group, replica, .. } = commit.header;
         let data = new.encode(&PageId { group, replica, level, number }, commit.header.generation);
         let page = PageRef { place, crc: crc32c::crc32c(&data) };
-        commit.plan.done.insert(number, Some(page));
+        commit.plan.done.insert(number, Some(Child { page, index: new.index() }));
         commit.taken.push(Named::Page(place));
         commit.count(|counts| counts.pages += 1);
         commit.jobs.push_back(Job { place, data: Bytes::from(data) });
@@ -291,6 +306,8 @@ impl Chunks {
             let pieces = layer.range(slot * SLOT_BLOCKS..(slot + 1) * SLOT_BLOCKS);
             if !pieces.is_empty() {
                 self.plan_slot(commit, &layer, &mut leaf, i, slot, &pieces);
+                let (before, after) = (old.slot_hash(number, i), leaf.slot_hash(number, i));
+                commit.count(|counts| counts.hash = counts.hash.wrapping_sub(before).wrapping_add(after));
             }
             let entry = &mut leaf.slots[i];
             if entry.present == 0 && entry.index < commit.header.forget_below {
@@ -342,7 +359,7 @@ impl Chunks {
         entry.lost &= !(zeroed | written);
         if entry.present == 0 {
             entry.place = Place::NONE;
-        } else if old.place.is_none() || written != 0 && self.is_shared(commit, old.place) {
+        } else if old.place.is_none() || written != 0 && self.is_shared(commit.header.group, old.place) {
             let Some(place) = self.allocator.take_slot() else { return self.fail_for_space() };
             entry.place = place;
             commit.taken.push(Named::Slot(place));
@@ -361,13 +378,14 @@ impl Chunks {
         }
     }
 
-    /// Whether a slot must not be overwritten although the group's own map names it.
-    fn is_shared(&self, _commit: &Commit, _place: Place) -> bool {
-        false
+    /// Whether a slot must not be overwritten although the group's own map names it: a frozen map does too.
+    fn is_shared(&self, group: GroupId, place: Place) -> bool {
+        let latest = self.groups[&group].freezes.last();
+        latest.is_some_and(|freeze| !freeze.fresh.contains(&Named::Slot(place)))
     }
 
     fn finish_level(&mut self, commit: &mut Commit) {
-        let root = self.groups[&commit.header.group].header.root;
+        let Header { root, index, .. } = self.groups[&commit.header.group].header;
         let plan = &mut commit.plan;
         if plan.done.is_empty() {
             plan.finished = true;
@@ -375,12 +393,12 @@ impl Chunks {
         }
         if plan.level == root.level && plan.level < plan.top && root.page.is_some() {
             // The map grows: the old root, where it was not itself rewritten, becomes the first child.
-            plan.done.entry(0).or_insert(root.page);
+            plan.done.entry(0).or_insert(root.page.map(|page| Child { page, index }));
         }
         if plan.level == plan.top {
             assert_eq!(plan.done.len(), 1, "one page covers the map");
             commit.header.root = match plan.done[&0] {
-                Some(page) => Root { page: Some(page), level: plan.top },
+                Some(child) => Root { page: Some(child.page), level: plan.top },
                 None => Root::default(),
             };
             plan.finished = true;
@@ -458,12 +476,13 @@ impl Chunks {
     }
 
     /// The header is durable: what it no longer names can go.
-    fn finish(&mut self, mut commit: Commit) {
+    fn finish(&mut self, commit: Commit) {
         let header = commit.header;
         let (id, replica) = (header.group, header.replica);
         let group = self.groups.get_mut(&id).expect("a commit is of a group");
         group.committing = false;
-        commit.freed.extend(state_slots(&group.header.state));
+        let mut freed = group.settle(commit.taken, commit.freed);
+        freed.extend(state_slots(&group.header.state));
         match commit.kind {
             Kind::Create => {
                 group.header = header;
@@ -481,7 +500,8 @@ impl Chunks {
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });
             }
             Kind::Delete => {
-                let group = self.groups.remove(&id).expect("it was found above");
+                let mut group = self.groups.remove(&id).expect("it was found above");
+                freed.extend(group.freezes.drain(..).flat_map(|freeze| freeze.dead));
                 let promised: u64 = group.promised.values().sum();
                 self.reserved_blocks -= promised + group.active.blocks_needed();
                 self.unasked_bytes -= if group.wanted { 0 } else { group.active.bytes() };
@@ -490,7 +510,7 @@ impl Chunks {
                 self.events.push(StoreEvent::GroupDeleted { group: id, replica });
             }
         }
-        self.free_later(commit.freed);
+        self.free_later(freed);
     }
 
     fn fail_for_space(&mut self) {

@@ -27,7 +27,7 @@
 //! | 128 | 4 | crc32c of the state |
 //! | 132 | 4 | slots of the state; zero: it is inline |
 //! | 136 | 8 | tombstones below this index are forgotten |
-//! | 144 | 16 | zero |
+//! | 144 | 16 | hash of the map; means nothing while the counts are not known |
 //! | 160 | 256 | hard state |
 //! | 416 | 64 | position |
 //! | 480 | 3616 | the state, or the places u64 of its slots |
@@ -35,7 +35,7 @@
 use bytes::Bytes;
 use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
 
-use crate::chunk::codec::{Fields, FieldsMut};
+use crate::bytes_at::{put, u16_at, u32_at, u64_at};
 use crate::chunk::layout::{Layout, Place, SLOT_BYTES};
 use crate::chunk::page::{LEVEL_MAX, PageRef, Root};
 use crate::device::BLOCK_BYTES;
@@ -58,11 +58,13 @@ const _: () = assert!(POSITION == 416 && STATE == 480 && INLINE_STATE_BYTES_MAX 
 const _: () = assert!(STATE_SLOTS_MAX * 8 <= INLINE_STATE_BYTES_MAX, "the longest state's slots fit the header");
 const _: () = assert!(16 + GroupId::BYTES == 34 && 40 + ID_BYTES == 56);
 
-/// How much a map names; open holds it against what it finds.
+/// What a map amounts to; open holds it against what it finds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub slots: u64,
     pub pages: u64,
+    /// Equal at equal checkpoint index on every replica.
+    pub hash: u128,
 }
 
 /// Where the caller's state lies.
@@ -104,44 +106,45 @@ impl Header {
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; BLOCK_BYTES];
         block[..8].copy_from_slice(&MAGIC);
-        block.put_u32(8, VERSION);
+        put(&mut block, 8, VERSION.to_le_bytes());
         block[16..34].copy_from_slice(&self.group.to_bytes());
-        block.put_u16(34, if self.deleted { FLAG_DELETED } else { 0 });
-        block.put_u32(36, self.entry);
+        put(&mut block, 34, (if self.deleted { FLAG_DELETED } else { 0 }).to_le_bytes());
+        put(&mut block, 36, self.entry.to_le_bytes());
         block[40..56].copy_from_slice(&self.replica.to_bytes());
-        block.put_u64(56, self.generation);
-        block.put_u64(64, self.index);
-        block.put_u64(72, self.wal_sequence);
-        block.put_u64(80, self.write_back_to);
+        put(&mut block, 56, self.generation.to_le_bytes());
+        put(&mut block, 64, self.index.to_le_bytes());
+        put(&mut block, 72, self.wal_sequence.to_le_bytes());
+        put(&mut block, 80, self.write_back_to.to_le_bytes());
         if let Some(root) = self.root.page {
-            block.put_u64(88, root.place.0);
-            block.put_u32(96, root.crc);
+            put(&mut block, 88, root.place.0.to_le_bytes());
+            put(&mut block, 96, root.crc.to_le_bytes());
         }
-        block.put_u32(100, u32::from(self.root.level));
-        block.put_u64(104, self.counts.map_or(UNKNOWN, |counts| counts.slots));
-        block.put_u64(112, self.counts.map_or(UNKNOWN, |counts| counts.pages));
-        block.put_u16(120, self.hard_state.len() as u16);
-        block.put_u16(122, self.position.len() as u16);
-        block.put_u64(136, self.forget_below);
+        put(&mut block, 100, u32::from(self.root.level).to_le_bytes());
+        put(&mut block, 104, self.counts.map_or(UNKNOWN, |counts| counts.slots).to_le_bytes());
+        put(&mut block, 112, self.counts.map_or(UNKNOWN, |counts| counts.pages).to_le_bytes());
+        put(&mut block, 120, (self.hard_state.len() as u16).to_le_bytes());
+        put(&mut block, 122, (self.position.len() as u16).to_le_bytes());
+        put(&mut block, 136, self.forget_below.to_le_bytes());
+        block[144..HARD_STATE].copy_from_slice(&self.counts.map_or(0, |counts| counts.hash).to_le_bytes());
         block[HARD_STATE..][..self.hard_state.len()].copy_from_slice(&self.hard_state);
         block[POSITION..][..self.position.len()].copy_from_slice(&self.position);
         match &self.state {
             StateHome::Inline(state) => {
-                block.put_u32(124, state.len() as u32);
-                block.put_u32(128, crc32c::crc32c(state));
+                put(&mut block, 124, (state.len() as u32).to_le_bytes());
+                put(&mut block, 128, crc32c::crc32c(state).to_le_bytes());
                 block[STATE..][..state.len()].copy_from_slice(state);
             }
             StateHome::Slots { places, bytes, crc } => {
-                block.put_u32(124, *bytes);
-                block.put_u32(128, *crc);
-                block.put_u32(132, places.len() as u32);
+                put(&mut block, 124, bytes.to_le_bytes());
+                put(&mut block, 128, (*crc).to_le_bytes());
+                put(&mut block, 132, (places.len() as u32).to_le_bytes());
                 for (i, place) in places.iter().enumerate() {
-                    block.put_u64(STATE + 8 * i, place.0);
+                    put(&mut block, STATE + 8 * i, place.0.to_le_bytes());
                 }
             }
         }
         let crc = crc32c::crc32c(&block);
-        block.put_u32(12, crc);
+        put(&mut block, 12, crc.to_le_bytes());
         block
     }
 
@@ -155,18 +158,19 @@ impl Header {
 
     fn decode_used(layout: &Layout, entry: u32, block: &[u8]) -> Option<Header> {
         let mut unsummed = block.to_vec();
-        unsummed.put_u32(12, 0);
-        if block[..8] != MAGIC || block.u32_at(12) != crc32c::crc32c(&unsummed) || block.u32_at(8) != VERSION {
+        put(&mut unsummed, 12, 0u32.to_le_bytes());
+        if block[..8] != MAGIC || u32_at(block, 12) != crc32c::crc32c(&unsummed) || u32_at(block, 8) != VERSION {
             return None;
         }
-        let flags = block.u16_at(34);
-        let place = Place(block.u64_at(88));
-        let page = (!place.is_none()).then_some(PageRef { place, crc: block.u32_at(96) });
-        let level = block.u32_at(100);
-        let (hard_state, position) = (usize::from(block.u16_at(120)), usize::from(block.u16_at(122)));
+        let hash = u128::from_le_bytes(block[144..HARD_STATE].try_into().ok()?);
+        let flags = u16_at(block, 34);
+        let place = Place(u64_at(block, 88));
+        let page = (!place.is_none()).then_some(PageRef { place, crc: u32_at(block, 96) });
+        let level = u32_at(block, 100);
+        let (hard_state, position) = (usize::from(u16_at(block, 120)), usize::from(u16_at(block, 122)));
         let root_fits = page.is_none_or(|page| page.place == Place::LOST || layout.slot_of(page.place).is_some());
         let fits = flags & !FLAG_DELETED == 0
-            && block.u32_at(36) == entry
+            && u32_at(block, 36) == entry
             && level <= u32::from(LEVEL_MAX)
             && root_fits
             && hard_state <= HARD_STATE_BYTES_MAX
@@ -179,16 +183,16 @@ impl Header {
             replica: ReplicaId::from_bytes(block[40..56].try_into().ok()?)?,
             deleted: flags & FLAG_DELETED != 0,
             entry,
-            generation: block.u64_at(56),
-            index: block.u64_at(64),
-            wal_sequence: block.u64_at(72),
-            write_back_to: block.u64_at(80),
+            generation: u64_at(block, 56),
+            index: u64_at(block, 64),
+            wal_sequence: u64_at(block, 72),
+            write_back_to: u64_at(block, 80),
             root: Root { page, level: level as u8 },
-            counts: match (block.u64_at(104), block.u64_at(112)) {
+            counts: match (u64_at(block, 104), u64_at(block, 112)) {
                 (UNKNOWN, _) | (_, UNKNOWN) => None,
-                (slots, pages) => Some(Counts { slots, pages }),
+                (slots, pages) => Some(Counts { slots, pages, hash }),
             },
-            forget_below: block.u64_at(136),
+            forget_below: u64_at(block, 136),
             hard_state: Bytes::copy_from_slice(&block[HARD_STATE..][..hard_state]),
             position: Bytes::copy_from_slice(&block[POSITION..][..position]),
             state: Self::decode_state(layout, block)?,
@@ -196,7 +200,7 @@ impl Header {
     }
 
     fn decode_state(layout: &Layout, block: &[u8]) -> Option<StateHome> {
-        let (bytes, crc, slots) = (block.u32_at(124), block.u32_at(128), block.u32_at(132) as usize);
+        let (bytes, crc, slots) = (u32_at(block, 124), u32_at(block, 128), u32_at(block, 132) as usize);
         if slots == 0 {
             let state = block.get(STATE..)?.get(..bytes as usize)?;
             return (crc32c::crc32c(state) == crc).then(|| StateHome::Inline(Bytes::copy_from_slice(state)));
@@ -204,7 +208,7 @@ impl Header {
         if slots > STATE_SLOTS_MAX || slots != (bytes as usize).div_ceil(SLOT_BYTES) {
             return None;
         }
-        let places: Vec<Place> = (0..slots).map(|i| Place(block.u64_at(STATE + 8 * i))).collect();
+        let places: Vec<Place> = (0..slots).map(|i| Place(u64_at(block, STATE + 8 * i))).collect();
         places.iter().all(|place| layout.is_slot(*place)).then_some(StateHome::Slots { places, bytes, crc })
     }
 }

@@ -10,7 +10,7 @@
 
 use std::io;
 
-use crate::chunk::codec::{Fields, FieldsMut};
+use crate::bytes_at::{put, u32_at, u64_at};
 use crate::device::{BLOCK_BYTES, Region};
 use crate::group::OpenError;
 
@@ -114,12 +114,12 @@ impl Layout {
     pub fn encode(&self) -> Vec<u8> {
         let mut block = vec![0; BLOCK_BYTES];
         block[..8].copy_from_slice(&MAGIC);
-        block.put_u32(8, VERSION);
-        block.put_u32(16, self.groups_max);
-        block.put_u64(24, self.region.start);
-        block.put_u64(32, self.region.end);
+        put(&mut block, 8, VERSION.to_le_bytes());
+        put(&mut block, 16, self.groups_max.to_le_bytes());
+        put(&mut block, 24, self.region.start.to_le_bytes());
+        put(&mut block, 32, self.region.end.to_le_bytes());
         let crc = crc32c::crc32c(&block);
-        block.put_u32(12, crc);
+        put(&mut block, 12, crc.to_le_bytes());
         block
     }
 
@@ -130,20 +130,20 @@ impl Layout {
             reason: reason.to_owned(),
         };
         let mut unsummed = block.to_vec();
-        unsummed.put_u32(12, 0);
+        put(&mut unsummed, 12, 0u32.to_le_bytes());
         if block[..8] != MAGIC {
             return Err(damaged("no magic"));
         }
-        if crc32c::crc32c(&unsummed) != block.u32_at(12) {
+        if crc32c::crc32c(&unsummed) != u32_at(block, 12) {
             return Err(damaged("checksum"));
         }
-        if block.u32_at(8) != VERSION {
+        if u32_at(block, 8) != VERSION {
             return Err(damaged("unknown version"));
         }
-        if (block.u64_at(24), block.u64_at(32)) != (region.start, region.end) {
+        if (u64_at(block, 24), u64_at(block, 32)) != (region.start, region.end) {
             return Err(damaged("it belongs to another region"));
         }
-        Layout::new(region, block.u32_at(16)).ok_or_else(|| damaged("impossible sizes"))
+        Layout::new(region, u32_at(block, 16)).ok_or_else(|| damaged("impossible sizes"))
     }
 
     pub fn check_fits(&self, device_bytes: u64) -> io::Result<()> {

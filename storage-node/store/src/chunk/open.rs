@@ -80,6 +80,9 @@ impl Chunks {
             commits: VecDeque::new(),
             frees: VecDeque::new(),
             drops: VecDeque::new(),
+            next_frozen: 0,
+            questions: BTreeMap::new(),
+            changes: Vec::new(),
             pending: BTreeMap::new(),
             ops: Vec::new(),
             events: Vec::new(),
@@ -124,6 +127,7 @@ impl Chunks {
             wal_sequence: header.wal_sequence,
             write_back_to: header.write_back_to,
             state: GroupState { hard_state: header.hard_state.clone(), position: header.position.clone(), state },
+            map_hash: header.counts.map(|counts| counts.hash),
             damage: reason.map(|reason| Damage::Checkpoint { reason }),
         };
         self.groups.insert(header.group, group);
@@ -173,15 +177,17 @@ impl Chunks {
                     Some(Page::Inner(inner)) => {
                         for (i, child) in inner.children.iter().enumerate() {
                             let number = (id.number << FAN_OUT_BITS) + i as u64;
-                            next.extend(child.map(|child| (PageId { level: id.level - 1, number, ..id }, child)));
+                            next.extend(child.map(|child| (PageId { level: id.level - 1, number, ..id }, child.page)));
                         }
                     }
                     Some(Page::Leaf(leaf)) => {
-                        for slot in leaf.slots.iter().filter(|slot| !slot.place.is_none()) {
+                        all_read &= leaf.slots.iter().all(|slot| slot.lost == 0);
+                        for (n, slot) in leaf.slots.iter().enumerate().filter(|(_, slot)| !slot.place.is_none()) {
                             if self.allocator.mark(Named::Slot(slot.place)).is_err() {
                                 return Ok(Err(claimed(Named::Slot(slot.place))));
                             }
                             counts.slots += 1;
+                            counts.hash = counts.hash.wrapping_add(leaf.slot_hash(id.number, n));
                         }
                     }
                 }

@@ -29,7 +29,11 @@ pub struct Piece {
 #[derive(Clone, Debug)]
 pub enum Content {
     /// `checksums[checksum..]` belongs to the blocks of `data`.
-    Data { data: Bytes, checksums: Arc<[u32]>, checksum: usize },
+    Data {
+        data: Bytes,
+        checksums: Arc<[u32]>,
+        checksum: usize,
+    },
     Zero,
 }
 

@@ -8,17 +8,20 @@
 //!    448   256 x checksum u32 (crc32c of the block; zero where the block is not present)
 //!   1472   zero
 //! inner (level >= 1), body:
-//!     64   256 x { place u64, crc32c of the page u32 }
-//!   3136   zero
+//!     64   256 x { place u40, index u48, crc32c of the page u32 }
+//!   3904   zero
 //! ```
+//! A child's `index` is at least the last-changed index of every slot below it, so that whoever looks for changes
+//! since some index passes by whole subtrees. A place of all ones is a page that was lost.
+//!
 //! `wid` is the width of the per-block metadata in bytes, 4 now; up to 14 fit a leaf. All numbers are little-endian,
 //! identifiers big-endian as everywhere. `number` counts pages of the same level: leaf n covers blocks
 //! `[256 n, 256 (n + 1))`, an inner page n the pages `[256 n, 256 (n + 1))` of the level below.
 
 use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
 
-use crate::chunk::codec::{Fields, FieldsMut};
-use crate::chunk::layout::{Layout, Place, SLOT_BLOCKS};
+use crate::bytes_at::{put, u16_at, u32_at, u64_at};
+use crate::chunk::layout::{GROUPS_MAX, Layout, Place, SLOT_BLOCKS, SLOTS_MAX};
 use crate::device::BLOCK_BYTES;
 
 /// Slots a leaf covers.
@@ -31,6 +34,8 @@ pub const FAN_OUT: usize = 256;
 pub const FAN_OUT_BITS: u32 = 8;
 /// Highest level of a root: covers 2^40 blocks, far above the largest volume of 2^34.
 pub const LEVEL_MAX: u8 = 4;
+/// Log indices stay below it: 48 bits last for 89 years of 100,000 entries a second.
+pub const INDEX_MAX: u64 = (1 << 48) - 1;
 /// First block number no map can hold.
 pub const BLOCKS_MAX: u64 = LEAF_BLOCKS << (FAN_OUT_BITS * LEVEL_MAX as u32);
 
@@ -42,14 +47,17 @@ const BODY: usize = 64;
 const SLOT_ENTRY_BYTES: usize = 24;
 const CHECKSUMS: usize = BODY + LEAF_SLOTS * SLOT_ENTRY_BYTES;
 const LEAF_END: usize = CHECKSUMS + LEAF_BLOCKS as usize * WIDTH as usize;
-const CHILD_BYTES: usize = 12;
+const CHILD_BYTES: usize = 15;
+/// A lost child's place, in the 40 bits a place has in an inner page.
+const LOST_PLACE: u64 = (1 << 40) - 1;
 const INNER_END: usize = BODY + FAN_OUT * CHILD_BYTES;
 
-const _: () = assert!(CHECKSUMS == 448 && LEAF_END == 1472 && INNER_END == 3136);
+const _: () = assert!(CHECKSUMS == 448 && LEAF_END == 1472 && INNER_END == 3904);
 const _: () = assert!(LEAF_END <= BLOCK_BYTES && INNER_END <= BLOCK_BYTES);
 const _: () = assert!(CHECKSUMS + LEAF_BLOCKS as usize * 14 <= BLOCK_BYTES, "fourteen bytes per block fit");
 const _: () = assert!(FAN_OUT == 1 << FAN_OUT_BITS && SLOT_BLOCKS == 16, "a slot's blocks fit a u16 mask");
 const _: () = assert!(8 + GroupId::BYTES <= 32 && 48 + ID_BYTES == BODY);
+const _: () = assert!((SLOTS_MAX + 1) * SLOT_BLOCKS + 2 * GROUPS_MAX as u64 + 16 < LOST_PLACE, "places fit 40 bits");
 const _: () = assert!(BLOCKS_MAX >= 1 << 34, "the largest volume fits");
 
 /// Which page of which map.
@@ -70,6 +78,11 @@ pub struct PageRef {
 
 impl PageRef {
     pub const LOST: PageRef = PageRef { place: Place::LOST, crc: 0 };
+}
+
+impl Child {
+    /// Whoever looks for changes looks here too.
+    pub const LOST: Child = Child { page: PageRef::LOST, index: INDEX_MAX };
 }
 
 /// A group's map: its root and the root's level. No root: nothing was ever written.
@@ -107,7 +120,14 @@ pub struct Leaf {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inner {
-    pub children: [Option<PageRef>; FAN_OUT],
+    pub children: [Option<Child>; FAN_OUT],
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Child {
+    pub page: PageRef,
+    /// At least the last-changed index of every slot below.
+    pub index: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +163,13 @@ impl Leaf {
         leaf
     }
 
+    /// What a slot of this leaf, the n-th, adds to the hash of the map.
+    pub fn slot_hash(&self, number: u64, n: usize) -> u128 {
+        let blocks = (0..SLOT_BLOCKS as usize).filter(|block| self.slots[n].present & (1 << block) != 0);
+        let within = blocks.map(|block| n * SLOT_BLOCKS as usize + block);
+        within.fold(0, |sum, i| sum.wrapping_add(block_hash(number * LEAF_BLOCKS + i as u64, self.checksums[i])))
+    }
+
     fn is_empty(&self) -> bool {
         self.slots.iter().all(|slot| *slot == SlotEntry::default())
     }
@@ -155,7 +182,7 @@ impl Inner {
 
     /// Stands in for an inner page that cannot be read.
     pub fn lost() -> Inner {
-        Inner { children: [Some(PageRef::LOST); FAN_OUT] }
+        Inner { children: [Some(Child::LOST); FAN_OUT] }
     }
 }
 
@@ -173,6 +200,15 @@ impl Page {
         match self {
             Page::Leaf(leaf) => leaf.is_empty(),
             Page::Inner(inner) => inner.children.iter().all(Option::is_none),
+        }
+    }
+
+    /// The newest change below, for the parent to note.
+    pub fn index(&self) -> u64 {
+        match self {
+            Page::Leaf(leaf) if leaf.slots.iter().any(|slot| slot.lost != 0) => INDEX_MAX,
+            Page::Leaf(leaf) => leaf.slots.iter().map(|slot| slot.index).max().unwrap_or(0),
+            Page::Inner(inner) => inner.children.iter().flatten().map(|child| child.index).max().unwrap_or(0),
         }
     }
 
@@ -197,12 +233,12 @@ impl Page {
     pub fn encode(&self, id: &PageId, generation: u64) -> Vec<u8> {
         let mut block = vec![0; BLOCK_BYTES];
         block[..4].copy_from_slice(if id.level == 0 { &LEAF_MAGIC } else { &INNER_MAGIC });
-        block.put_u16(4, VERSION);
+        put(&mut block, 4, VERSION.to_le_bytes());
         block[6] = id.level;
         block[7] = WIDTH;
         block[8..8 + GroupId::BYTES].copy_from_slice(&id.group.to_bytes());
-        block.put_u64(32, id.number);
-        block.put_u64(40, generation);
+        put(&mut block, 32, id.number.to_le_bytes());
+        put(&mut block, 40, generation.to_le_bytes());
         block[48..BODY].copy_from_slice(&id.replica.to_bytes());
         match self {
             Page::Leaf(leaf) => {
@@ -210,21 +246,25 @@ impl Page {
                 for (i, slot) in leaf.slots.iter().enumerate() {
                     assert_eq!(slot.place.is_none(), slot.present == 0, "a place exactly where a block is present");
                     let at = BODY + i * SLOT_ENTRY_BYTES;
-                    block.put_u64(at, slot.place.0);
-                    block.put_u64(at + 8, slot.index);
-                    block.put_u16(at + 16, slot.present);
-                    block.put_u16(at + 18, slot.lost);
+                    put(&mut block, at, slot.place.0.to_le_bytes());
+                    put(&mut block, at + 8, slot.index.to_le_bytes());
+                    put(&mut block, at + 16, slot.present.to_le_bytes());
+                    put(&mut block, at + 18, slot.lost.to_le_bytes());
                 }
                 for (i, checksum) in leaf.checksums.iter().enumerate() {
-                    block.put_u32(CHECKSUMS + i * 4, *checksum);
+                    put(&mut block, CHECKSUMS + i * 4, checksum.to_le_bytes());
                 }
             }
             Page::Inner(inner) => {
                 assert!((1..=LEVEL_MAX).contains(&id.level), "inner pages are above level 0");
                 for (i, child) in inner.children.iter().enumerate() {
                     if let Some(child) = child {
-                        block.put_u64(BODY + i * CHILD_BYTES, child.place.0);
-                        block.put_u32(BODY + i * CHILD_BYTES + 8, child.crc);
+                        let place = if child.page.place == Place::LOST { LOST_PLACE } else { child.page.place.0 };
+                        assert!(place <= LOST_PLACE && child.index <= INDEX_MAX, "{child:?} does not fit");
+                        let at = BODY + i * CHILD_BYTES;
+                        block[at..at + 5].copy_from_slice(&place.to_le_bytes()[..5]);
+                        block[at + 5..at + 11].copy_from_slice(&child.index.to_le_bytes()[..6]);
+                        put(&mut block, at + 11, child.page.crc.to_le_bytes());
                     }
                 }
             }
@@ -242,12 +282,12 @@ impl Page {
         let identity = block[..4] == magic
             && block[6] == id.level
             && block[8..8 + GroupId::BYTES] == id.group.to_bytes()
-            && block.u64_at(32) == id.number
+            && u64_at(block, 32) == id.number
             && block[48..BODY] == id.replica.to_bytes();
         if !identity {
             return Err(PageError::Identity);
         }
-        if block.u16_at(4) != VERSION || block[7] != WIDTH {
+        if u16_at(block, 4) != VERSION || block[7] != WIDTH {
             return Err(PageError::Version);
         }
         if id.level == 0 { Self::decode_leaf(layout, block) } else { Self::decode_inner(layout, block) }
@@ -258,10 +298,10 @@ impl Page {
         for (i, slot) in leaf.slots.iter_mut().enumerate() {
             let at = BODY + i * SLOT_ENTRY_BYTES;
             *slot = SlotEntry {
-                place: Place(block.u64_at(at)),
-                index: block.u64_at(at + 8),
-                present: block.u16_at(at + 16),
-                lost: block.u16_at(at + 18),
+                place: Place(u64_at(block, at)),
+                index: u64_at(block, at + 8),
+                present: u16_at(block, at + 16),
+                lost: u16_at(block, at + 18),
             };
             let placed = slot.present != 0;
             if placed == slot.place.is_none() || placed && !layout.is_slot(slot.place) || slot.present & slot.lost != 0
@@ -270,7 +310,7 @@ impl Page {
             }
         }
         for (i, checksum) in leaf.checksums.iter_mut().enumerate() {
-            *checksum = block.u32_at(CHECKSUMS + i * 4);
+            *checksum = u32_at(block, CHECKSUMS + i * 4);
         }
         Ok(Page::Leaf(leaf))
     }
@@ -278,15 +318,31 @@ impl Page {
     fn decode_inner(layout: &Layout, block: &[u8]) -> Result<Page, PageError> {
         let mut inner = Box::new(Inner::empty());
         for (i, child) in inner.children.iter_mut().enumerate() {
-            let place = Place(block.u64_at(BODY + i * CHILD_BYTES));
-            if place.is_none() {
-                continue;
-            }
-            if place != Place::LOST && layout.slot_of(place).is_none() {
-                return Err(PageError::Field);
-            }
-            *child = Some(PageRef { place, crc: block.u32_at(BODY + i * CHILD_BYTES + 8) });
+            let at = BODY + i * CHILD_BYTES;
+            let place = match u64_at(block, at) & LOST_PLACE {
+                0 => continue,
+                LOST_PLACE => Place::LOST,
+                place if layout.slot_of(Place(place)).is_some() => Place(place),
+                _ => return Err(PageError::Field),
+            };
+            let page = PageRef { place, crc: u32_at(block, at + 11) };
+            *child = Some(Child { page, index: u64_at(block, at + 5) & INDEX_MAX });
         }
         Ok(Page::Inner(inner))
     }
+}
+
+/// The hash of a map is the sum of these over all present blocks: it depends on what the blocks hold alone, not on
+/// where they lie or when they were written back, so replicas compare it; and a checkpoint keeps it up to date with
+/// the blocks it changes. It tells accidents apart, not adversaries.
+pub fn block_hash(block: u64, checksum: u32) -> u128 {
+    let lane = |salt: u64| mix(block ^ mix(u64::from(checksum) ^ salt));
+    u128::from(lane(0x243f_6a88_85a3_08d3)) << 64 | u128::from(lane(0x1319_8a2e_0370_7344))
+}
+
+/// The finaliser of SplitMix64.
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

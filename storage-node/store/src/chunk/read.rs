@@ -7,7 +7,7 @@ use bytes::Bytes;
 use holdfast_id::GroupId;
 
 use crate::chunk::overlay::{Content, Piece};
-use crate::chunk::page::{LEAF_BLOCKS, Leaf};
+use crate::chunk::page::{LEAF_BLOCKS, Leaf, Root};
 use crate::chunk::walk::{Found, Waiter, Walk};
 use crate::chunk::{Chunks, Pending, READ_BLOCKS_MAX};
 use crate::device::BLOCK_BYTES;
@@ -52,7 +52,6 @@ impl Chunks {
     /// # Panics
     /// Where it is longer than [`READ_BLOCKS_MAX`].
     pub fn read(&mut self, group: GroupId, first_block: u64, count: u32, token: u64) {
-        assert!(count <= READ_BLOCKS_MAX, "a read of {count} blocks");
         match self.start_read(group, first_block, u64::from(count), token) {
             Ok(()) => self.advance(),
             Err(error) => self.events.push(StoreEvent::Read { token, result: Err(error) }),
@@ -74,21 +73,36 @@ impl Chunks {
             pieces.extend(hidden.into_iter().flat_map(|gap| frozen.range(gap)));
             pieces.sort_unstable_by_key(|piece| piece.first);
         }
-        let gaps = gaps(first..end, &pieces);
+        let root = found.header.root;
+        self.start_map_read(group, root, first, count, pieces, token);
+        Ok(())
+    }
+
+    /// Reads what the pieces leave open from a map.
+    pub(super) fn start_map_read(
+        &mut self,
+        group: GroupId,
+        root: Root,
+        first: u64,
+        count: u64,
+        pieces: Vec<Piece>,
+        token: u64,
+    ) {
+        assert!(count <= u64::from(READ_BLOCKS_MAX), "a read of {count} blocks");
+        let found = &self.groups[&group];
+        let gaps = gaps(first..first.saturating_add(count), &pieces);
         let leaves: BTreeSet<u64> =
             gaps.iter().flat_map(|gap| gap.start / LEAF_BLOCKS..=(gap.end - 1) / LEAF_BLOCKS).collect();
         let walks: Vec<(u64, Option<Walk>)> =
-            leaves.into_iter().map(|leaf| (leaf, Walk::new(found, found.header.root, 0, leaf))).collect();
+            leaves.into_iter().map(|leaf| (leaf, Walk::new(found, root, 0, leaf))).collect();
 
         let segments = pieces.into_iter().map(|piece| (piece.first, Segment::from(piece))).collect();
         let serial = self.next_read;
         self.next_read += 1;
         // One more than the walks, so that it cannot finish before all of them have begun.
         let waiting = walks.len() + 1;
-        self.reads.insert(
-            serial,
-            ReadState { token, first, count, segments, gaps, waiting, corrupt: BTreeSet::new() },
-        );
+        let read = ReadState { token, first, count, segments, gaps, waiting, corrupt: BTreeSet::new() };
+        self.reads.insert(serial, read);
         for (leaf, walk) in walks {
             match walk {
                 Some(walk) => self.walk_for_read(serial, walk),
@@ -96,7 +110,6 @@ impl Chunks {
             }
         }
         self.finish_step(serial);
-        Ok(())
     }
 
     pub(super) fn walk_for_read(&mut self, read: u64, walk: Walk) {
@@ -183,7 +196,8 @@ impl Chunks {
 impl ReadState {
     fn into_result(self) -> Result<Bytes, ReadError> {
         if let Some(first_block) = self.corrupt.first().copied() {
-            let count = self.corrupt.iter().zip(first_block..).take_while(|(block, expected)| *block == expected).count();
+            let count =
+                self.corrupt.iter().zip(first_block..).take_while(|(block, expected)| *block == expected).count();
             return Err(ReadError::Corrupt { first_block, count: count as u32 });
         }
         let mut segments = self.segments;

@@ -6,7 +6,6 @@
 //! a frozen map makes it true. So a nearly full disk refuses appends a little early, and asks for checkpoints first.
 
 use std::collections::VecDeque;
-use std::ops::RangeBounds;
 
 use bytes::Bytes;
 use holdfast_id::GroupId;
@@ -65,7 +64,9 @@ impl Chunks {
 
     /// Takes back the promises to entries from `index` on: they were truncated, or their append was refused.
     pub fn unreserve(&mut self, group: GroupId, index: u64) {
-        self.drop_promises(group, index..);
+        let Some(found) = self.groups.get_mut(&group) else { return };
+        let dropped = found.promised.split_off(&index);
+        self.reserved_blocks -= dropped.values().sum::<u64>();
     }
 
     fn promise(&mut self, group: GroupId, index: u64, blocks: u64) -> Result<(), StoreError> {
@@ -77,15 +78,12 @@ impl Chunks {
         Ok(())
     }
 
-    pub(super) fn drop_promises(&mut self, group: GroupId, indices: impl RangeBounds<u64>) {
+    /// Ends the promises to entries up to `index`: they are applied, and their layer needs the space now.
+    pub(super) fn settle_promises(&mut self, group: GroupId, index: u64) {
         let Some(found) = self.groups.get_mut(&group) else { return };
-        found.promised.retain(|index, blocks| {
-            let dropped = indices.contains(index);
-            if dropped {
-                self.reserved_blocks -= *blocks;
-            }
-            !dropped
-        });
+        while let Some(first) = found.promised.first_entry().filter(|first| *first.key() <= index) {
+            self.reserved_blocks -= first.remove();
+        }
     }
 
     fn available_blocks(&self) -> u64 {

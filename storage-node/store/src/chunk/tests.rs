@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod golden;
 mod harness;
 mod oracle;
 mod space;

@@ -26,11 +26,16 @@ pub struct Walk {
 /// Where a walk ended.
 #[derive(Debug)]
 pub enum Found {
-    Page { at: PageRef, page: Arc<Page> },
+    Page {
+        at: PageRef,
+        page: Arc<Page>,
+    },
     /// No page: nothing below it was ever written.
     Absent,
     /// It, or one above it, cannot be read. `at`: where it itself lies, if that is known.
-    Lost { at: Option<PageRef> },
+    Lost {
+        at: Option<PageRef>,
+    },
 }
 
 /// Who goes on when a page has arrived.
@@ -38,6 +43,7 @@ pub enum Found {
 pub enum Waiter {
     Read { read: u64, walk: Walk },
     Commit { walk: Walk },
+    Question { serial: u64 },
     Drop,
 }
 
@@ -58,6 +64,7 @@ pub struct MapDrop {
 }
 
 impl Walk {
+    /// `None`: the map does not reach so far.
     pub fn new(group: &Group, root: Root, level: u8, number: u64) -> Option<Walk> {
         let (group, replica) = (group.header.group, group.header.replica);
         let at = root.page.filter(|_| root.covers(level, number))?;
@@ -84,7 +91,7 @@ impl Chunks {
             let number = walk.number >> (FAN_OUT_BITS * u32::from(level - walk.level));
             let Some(child) = page.inner().children[(number & 0xff) as usize] else { return Some(Found::Absent) };
             walk.id = PageId { level, number, ..walk.id };
-            walk.at = child;
+            walk.at = child.page;
         }
     }
 
@@ -92,7 +99,7 @@ impl Chunks {
         at.place == Place::LOST || self.bad_pages.contains(&at.place)
     }
 
-    fn read_page(&mut self, id: PageId, at: PageRef, waiter: Waiter) {
+    pub(super) fn read_page(&mut self, id: PageId, at: PageRef, waiter: Waiter) {
         if let Some(read) = self.page_reads.get_mut(&at.place) {
             assert_eq!((read.id, read.crc), (id, at.crc), "a place has one meaning while it is named");
             read.waiters.push(waiter);
@@ -125,6 +132,7 @@ impl Chunks {
             match waiter {
                 Waiter::Read { read, walk } => self.walk_for_read(read, walk),
                 Waiter::Commit { walk } => self.walk_for_commit(walk),
+                Waiter::Question { serial } => self.advance_question(serial),
                 Waiter::Drop => self.drops.front_mut().expect("a drop waits until it is done").waiting = false,
             }
         }
@@ -170,13 +178,13 @@ impl Chunks {
                 let drop = self.drops.front_mut().expect("the drop under way is the first");
                 for (i, child) in inner.children.iter().enumerate() {
                     let number = (id.number << FAN_OUT_BITS) + i as u64;
-                    drop.pages.extend(child.map(|child| (PageId { level: id.level - 1, number, ..id }, child)));
+                    drop.pages.extend(child.map(|child| (PageId { level: id.level - 1, number, ..id }, child.page)));
                 }
             }
         }
     }
 
-    /// Frees once every read begun before now has finished.
+    /// Frees once every read and question begun before now has finished.
     pub(super) fn free_later(&mut self, named: Vec<Named>) {
         if !named.is_empty() {
             self.frees.push_back((self.next_read, named));
@@ -184,7 +192,9 @@ impl Chunks {
     }
 
     pub(super) fn settle_frees(&mut self) {
-        let oldest = self.reads.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
+        let oldest_read = self.reads.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
+        let oldest_question = self.questions.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
+        let oldest = oldest_read.min(oldest_question);
         while let Some((barrier, _)) = self.frees.front() {
             if *barrier > oldest {
                 return;
@@ -208,4 +218,3 @@ impl Chunks {
         self.drops.push_back(MapDrop { pages: root.into_iter().collect(), waiting: false });
     }
 }
-

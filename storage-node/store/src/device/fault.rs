@@ -234,7 +234,7 @@ mod tests {
         assert!((1..16).contains(&landed), "{landed} of 16 sectors landed");
         device.flush().unwrap();
         assert_eq!([read(&inner, 4096), read(&inner, 8192)].concat(), [1; 8192]);
-        assert_eq!(inner.unflushed_writes(), 0);
+        assert_eq!(inner.unflushed_sectors(), []);
     }
 
     #[test]

@@ -1,3 +1,7 @@
+mod crash;
+pub(crate) mod model;
+mod random;
+
 use std::sync::Arc;
 
 use holdfast_id::{ClusterId, DiskId, NodeId, VolumeId};
@@ -36,7 +40,11 @@ fn options() -> FormatOptions {
 }
 
 fn state(text: &str) -> GroupState {
-    GroupState { hard_state: Bytes::from(format!("hard {text}")), position: Bytes::new(), state: text.to_owned().into() }
+    GroupState {
+        hard_state: Bytes::from(format!("hard {text}")),
+        position: Bytes::new(),
+        state: text.to_owned().into(),
+    }
 }
 
 fn append(number: u8, sequence: u64, index: u64, payload: Vec<u8>) -> Append {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
 
 use self::chain::{Chain, Node};
-pub(crate) use self::scan::Scan;
+use self::scan::{Found, Scan};
 use super::batch::Batch;
 use super::groups::Groups;
 use super::{BATCH_CAPACITY_MIN, Place, Placed, Wal};
@@ -65,6 +65,58 @@ pub(super) fn open(
     }
     wal.write_open_batch(device)?;
     Ok((wal, logs))
+}
+
+/// What the WAL holds, for people.
+#[derive(Debug)]
+pub(crate) struct Inspection {
+    /// Ascending by sequence; what counts, then what is torn.
+    pub stretches: Vec<Stretch>,
+    /// The batch that the newer mark names.
+    pub marked: Option<u64>,
+    /// Blocks the device cannot read.
+    pub unreadable: Vec<u64>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Stretch {
+    Whole { sequence: u64, generation: u64, bytes: u64 },
+    Damaged { sequence: u64, offset: u64, groups: usize },
+    Lost { to: u64 },
+    Torn { sequence: u64, offset: u64 },
+}
+
+/// As `open`, but writes nothing.
+pub(crate) fn inspect(
+    device: &dyn Device,
+    superblock: &Superblock,
+    bases: &[GroupBase],
+) -> Result<(Inspection, Vec<RecoveredLog>), OpenError> {
+    let scan = Scan::read(device, superblock)?;
+    let chain = Chain::link(&scan);
+    let logs = replay::replay(&chain, bases)?;
+    let stretch = |node: &Node<'_>| match node {
+        Node::Whole { found: Found { header, .. }, .. } => Stretch::Whole {
+            sequence: header.sequence,
+            generation: header.generation,
+            bytes: u64::from(header.length),
+        },
+        Node::Damaged { header, table } => {
+            Stretch::Damaged { sequence: header.sequence, offset: header.offset, groups: table.len() }
+        }
+        Node::Lost { to } => Stretch::Lost { to: *to },
+    };
+    let mut stretches: Vec<Stretch> = chain.nodes.iter().map(stretch).collect();
+    let behind = scan.found.range(chain.flushed_sequence + 1..);
+    stretches.extend(behind.map(|(sequence, found)| Stretch::Torn { sequence: *sequence, offset: found.header.offset }));
+    let marked = scan.mark().map(|mark| mark.sequence);
+    let inspection = Inspection { stretches, marked, unreadable: scan.unreadable.clone() };
+    let log = |(base, replayed): (&GroupBase, replay::Replayed)| {
+        let last = replayed.records.last().map_or(base.index, |record| record.index);
+        let damage = replayed.damaged.then_some(Damage::Log { intact_to: last });
+        RecoveredLog { hard_state: replayed.hard_state, records: replayed.records, damage }
+    };
+    Ok((inspection, bases.iter().zip(logs).map(log).collect()))
 }
 
 fn assemble(chain: &Chain<'_>, scan: &Scan, superblock: &Superblock, bases: &[GroupBase]) -> Wal {

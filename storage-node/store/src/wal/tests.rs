@@ -28,7 +28,12 @@ fn options() -> FormatOptions {
     let cluster = ClusterId::from_bytes([1; 16]).unwrap();
     let node = NodeId::from_bytes([2; 16]).unwrap();
     let disk = DiskId::from_bytes([3; 16]).unwrap();
-    FormatOptions { wal_segment_bytes: 64 << 10, wal_segments: 4, groups_max: 8, ..FormatOptions::new(cluster, node, disk) }
+    FormatOptions {
+        wal_segment_bytes: 64 << 10,
+        wal_segments: 4,
+        groups_max: 8,
+        ..FormatOptions::new(cluster, node, disk)
+    }
 }
 
 impl Disk {
@@ -221,12 +226,16 @@ fn a_bad_last_batch_at_the_mark_is_damage_and_is_not_overwritten() {
         disk.perform(mark);
         assert!(!disk.wal.wants_idle());
         disk.device.corrupt(damaged + if table_survives { 4096 } else { 0 }, 512);
-        let before = disk.device.durable_bytes();
+        let evidence = |device: &MemoryDevice| {
+            let mut bytes = vec![0; 12288];
+            device.read_at(damaged, &mut bytes).unwrap();
+            bytes
+        };
+        let before = evidence(&disk.device);
         let disk = disk.reopen();
         assert_eq!((disk.indexes(1), &disk.logs[0].damage), (vec![1], &Some(Damage::Log { intact_to: 1 })));
         assert_eq!(disk.logs[1].damage.is_some(), !table_survives);
-        let range = damaged as usize..damaged as usize + 12288;
-        assert_eq!(disk.device.durable_bytes()[range.clone()], before[range]);
+        assert_eq!(evidence(&disk.device), before);
     }
 }
 
@@ -252,4 +261,33 @@ fn a_failed_write_fails_the_disk_once_and_for_good() {
     assert!(disk.wal.take_ops().is_none());
     assert_eq!(disk.append(1, None, &[(3, 0)]), Err(AppendError::Failed));
     assert_eq!(disk.wal.take_events(), []);
+}
+
+const GOLDEN: &[u8] = include_bytes!("../../golden/wal-batch-1.bin");
+
+/// A hard state, a truncation, an entry with a payload and one without, of two groups.
+fn golden_batch(disk: &mut Disk) -> (OpId, u64, AlignedBuffer) {
+    disk.append(1, None, &[(1, 0), (2, 4096)]).unwrap();
+    disk.append(2, None, &[(1, 0)]).unwrap();
+    disk.append(1, Some(2), &[(2, 0)]).unwrap();
+    let Some(DeviceOp::Write { id, offset, data, durable: true }) = disk.wal.take_ops() else { panic!() };
+    (id, offset, data)
+}
+
+#[test]
+fn the_first_batch_format_is_written_for_ever() {
+    let (_, _, data) = golden_batch(&mut Disk::new(2));
+    assert_eq!(data[..], *GOLDEN);
+}
+
+#[test]
+fn the_first_batch_format_is_read_for_ever() {
+    let mut disk = Disk::new(2);
+    let (_, offset, _) = golden_batch(&mut disk);
+    disk.device.write_at(offset, GOLDEN).unwrap();
+    let disk = disk.reopen();
+    assert_eq!((disk.indexes(1), disk.indexes(2)), (vec![1, 2], vec![1]));
+    let [first, second] = disk.logs[0].records.as_slice() else { panic!() };
+    assert_eq!((&first.header[..], &second.header[..], second.payload.len()), (&b"1.1.1"[..], &b"1.2.3"[..], 0));
+    assert_eq!(disk.logs[1].hard_state.as_deref(), Some(&b"hard 2"[..]));
 }

@@ -7,10 +7,12 @@ use std::sync::Mutex;
 use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId, VolumeId};
 
-use crate::chunk::{CheckpointedGroup, Chunks, Limits};
+use crate::chunk::layout::Named;
+use crate::chunk::page::block_hash;
+use crate::chunk::{Changes, CheckpointedGroup, Chunks, Frozen, Limits};
 use crate::device::{BLOCK_BYTES, Device, Region, SECTOR_BYTES, check_range};
 use crate::group::{GroupState, Mutation, ReadError, StoreEvent};
-use crate::ops::{AlignedBuffer, DeviceOp, OpId, OpIds};
+use crate::ops::{DeviceOp, OpId, OpIds};
 
 pub const GROUPS_MAX: u32 = 6;
 
@@ -78,10 +80,6 @@ impl Disk {
             }
         }
         data
-    }
-
-    fn written(&self) -> usize {
-        self.image.lock().unwrap().writes.len()
     }
 
     /// The first `count` of the writes done are durable. Positions shift when older ones settle, so the caller passes
@@ -178,10 +176,13 @@ pub struct Model {
     pub entries: Vec<Entry>,
     /// As of the last entry.
     pub blocks: Blocks,
-    /// States by the index they were given with; the oldest is that of the last checkpoint done.
-    pub states: BTreeMap<u64, GroupState>,
+    /// That of the last checkpoint done, and of the one under way, with their indices.
+    pub states: Vec<(u64, GroupState)>,
     pub created: bool,
     pub deleting: bool,
+    pub frozen: Vec<Frozen>,
+    /// Tombstones at or above it are kept.
+    pub forgotten: u64,
 }
 
 impl Model {
@@ -218,12 +219,31 @@ fn change(blocks: &mut Blocks, mutation: &Mutation) {
 }
 
 pub fn bytes_of(blocks: &Blocks, first: u64, count: u32) -> Vec<u8> {
-    let numbers = (first..first + u64::from(count)).map(|block| blocks.get(&block).copied().unwrap_or(0));
-    numbers.flat_map(|number| number.to_le_bytes().repeat(BLOCK_BYTES / 8)).collect()
+    let mut bytes = Vec::with_capacity(count as usize * BLOCK_BYTES);
+    for block in first..first + u64::from(count) {
+        fill(&mut bytes, blocks.get(&block).copied().unwrap_or(0));
+    }
+    bytes
+}
+
+fn fill(bytes: &mut Vec<u8>, number: u64) {
+    let block: [u64; BLOCK_BYTES / 8] = [number.to_le(); BLOCK_BYTES / 8];
+    block.iter().for_each(|word| bytes.extend_from_slice(&word.to_ne_bytes()));
+}
+
+/// The hash a map of these blocks has.
+pub fn hash_of(blocks: &Blocks) -> u128 {
+    let hashes = blocks.iter().map(|(block, number)| {
+        let mut bytes = Vec::new();
+        fill(&mut bytes, *number);
+        block_hash(*block, crc32c::crc32c(&bytes))
+    });
+    hashes.fold(0, u128::wrapping_add)
 }
 
 pub fn write(first_block: u64, numbers: &[u64]) -> Mutation {
-    let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes().repeat(BLOCK_BYTES / 8)).collect();
+    let mut data = Vec::with_capacity(numbers.len() * BLOCK_BYTES);
+    numbers.iter().for_each(|number| fill(&mut data, *number));
     let checksums = data.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
     Mutation::Write { first_block, data: Bytes::from(data), checksums }
 }
@@ -302,9 +322,11 @@ impl Machine {
 
     pub fn create(&mut self, id: GroupId, replica: ReplicaId, state: GroupState) {
         self.chunks.create_group(id, replica, state.clone()).unwrap();
-        let states = BTreeMap::from([(0, state)]);
+        let states = vec![(0, state)];
         let (entries, blocks) = (Vec::new(), Blocks::new());
-        self.models.insert(id, Model { replica, entries, blocks, states, created: false, deleting: false });
+        let (frozen, forgotten) = (Vec::new(), 0);
+        let model = Model { replica, entries, blocks, states, created: false, deleting: false, frozen, forgotten };
+        self.models.insert(id, model);
     }
 
     pub fn apply(&mut self, id: GroupId, mutations: Vec<Mutation>) -> u64 {
@@ -322,7 +344,7 @@ impl Machine {
         let model = self.models.get_mut(&id).unwrap();
         let index = model.last();
         self.chunks.checkpoint(id, index, index * 10, state.clone()).unwrap();
-        model.states.insert(index, state);
+        model.states.push((index, state));
         index
     }
 
@@ -335,12 +357,49 @@ impl Machine {
     /// Asks for a read; its answer is checked when it comes.
     pub fn read(&mut self, id: GroupId, first: u64, count: u32) -> u64 {
         let bytes = bytes_of(&self.models[&id].blocks, first, count);
-        let token = self.next_token;
-        self.next_token += 1;
-        self.expected.insert(token, Expected { group: id, first, count, bytes });
+        self.read_expecting(id, first, count, bytes)
+    }
+
+    fn read_expecting(&mut self, id: GroupId, first: u64, count: u32, bytes: Vec<u8>) -> u64 {
+        let token = self.expect(id, first, count, bytes);
         self.chunks.read(id, first, count, token);
         self.collect();
         token
+    }
+
+    fn expect(&mut self, group: GroupId, first: u64, count: u32, bytes: Vec<u8>) -> u64 {
+        let token = self.next_token;
+        self.next_token += 1;
+        self.expected.insert(token, Expected { group, first, count, bytes });
+        token
+    }
+
+    pub fn read_frozen(&mut self, id: GroupId, frozen: Frozen, first: u64, count: u32) {
+        let bytes = bytes_of(&self.models[&id].blocks_at(frozen.index), first, count);
+        let token = self.expect(id, first, count, bytes);
+        self.chunks.read_frozen(id, frozen.id, first, count, token);
+        self.collect();
+    }
+
+    /// All changes above an index, asked for piece by piece while everything else goes on.
+    pub fn changes(&mut self, id: GroupId, frozen: Frozen, above: u64) -> Changes {
+        let mut all = Changes { slots: Vec::new(), next_slot: Some(0) };
+        while let Some(from) = all.next_slot {
+            self.chunks.changed_since(id, frozen.id, above, from, from);
+            self.collect();
+            let answer = loop {
+                match self.chunks.take_changes().pop() {
+                    Some(answer) => break answer,
+                    None => self.complete_any(),
+                }
+            };
+            assert_eq!(answer.token, from);
+            let part = answer.result.unwrap();
+            assert!(part.next_slot.is_none_or(|next| next > from));
+            all.slots.extend(part.slots);
+            all.next_slot = part.next_slot;
+        }
+        all
     }
 
     /// Takes what the chunks want done, and what they have to tell.
@@ -366,8 +425,9 @@ impl Machine {
             }
             StoreEvent::CheckpointDone { group, index } => {
                 let states = &mut self.models.get_mut(&group).unwrap().states;
-                assert!(states.contains_key(&index));
-                states.retain(|at, _| *at >= index);
+                let last = states.pop().unwrap();
+                assert_eq!(last.0, index);
+                *states = vec![last];
             }
             StoreEvent::CheckpointWanted { group } => self.wanted.push(group),
             StoreEvent::Read { token, result } => {
@@ -431,17 +491,36 @@ impl Machine {
     pub fn check_leaks(&mut self) {
         assert!(self.in_flight.is_empty() && self.chunks.commit.is_none() && self.chunks.commits.is_empty());
         assert!(self.chunks.frees.is_empty() && self.chunks.drops.is_empty());
-        let (fresh, _) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
-        assert_eq!(self.chunks.allocator.named(), fresh.allocator.named());
+        let (fresh, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
+        let mut taken = self.chunks.allocator.named();
+        let dead: Vec<Named> =
+            self.chunks.groups.values().flat_map(|group| &group.freezes).flat_map(|f| &f.dead).copied().collect();
+        for named in dead {
+            assert!(taken.remove(&named), "{named:?} is held by one frozen map and taken");
+        }
+        assert_eq!(taken, fresh.allocator.named());
+        for found in found {
+            if let Some(hash) = found.map_hash {
+                assert_eq!(hash, hash_of(&self.models[&found.group].blocks_at(found.index)));
+                assert_eq!(self.chunks.map_hash(found.group), Some((found.index, hash)));
+            }
+        }
+    }
+
+    /// Closes and opens, with nothing replayed.
+    pub fn reopen(&mut self) -> Vec<CheckpointedGroup> {
+        self.in_flight.clear();
+        self.expected.clear();
+        let (chunks, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
+        self.chunks = chunks;
+        found
     }
 
     /// Loses power. Everything applied comes back from the log, entry by entry, and reads right all the way.
     pub fn crash(&mut self) {
         let ops: Vec<DeviceOp> = self.in_flight.drain(..).map(|in_flight| in_flight.op).collect();
         self.disk = self.disk.crashed(&ops, &mut self.random);
-        self.expected.clear();
-        let (chunks, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
-        self.chunks = chunks;
+        let found = self.reopen();
         assert_eq!(self.chunks.damaged_entries(), []);
         self.recover(found);
     }
@@ -456,9 +535,10 @@ impl Machine {
             assert_eq!(found.damage, None);
             assert_eq!(found.replica, model.replica);
             assert_eq!(found.wal_sequence, found.index * 10);
-            assert_eq!(Some(&found.state), model.states.get(&found.index), "the state is of the index");
+            let checkpoint = (found.index, found.state.clone());
+            assert!(model.states.contains(&checkpoint), "the state is of the index");
             assert!(found.write_back_to <= model.last(), "what was written back was applied");
-            self.models.insert(id, Model { created: true, deleting: false, ..model });
+            self.models.insert(id, Model { created: true, deleting: false, frozen: Vec::new(), ..model });
             self.replay(id, found);
         }
         assert!(found.keys().all(|id| self.models.contains_key(id)), "nobody else comes back");
@@ -467,15 +547,12 @@ impl Machine {
     fn replay(&mut self, id: GroupId, found: &CheckpointedGroup) {
         let model = self.models[&id].clone();
         let mut blocks = model.blocks_at(found.index);
-        self.models.get_mut(&id).unwrap().states.retain(|at, _| *at == found.index);
+        self.models.get_mut(&id).unwrap().states = vec![(found.index, found.state.clone())];
         let (first, count) = (self.random.below(600), 64);
-        let mut check = |machine: &mut Machine, index: u64, blocks: &Blocks| {
-            let now = Model { blocks: blocks.clone(), ..model.clone() };
-            let kept = machine.models.insert(id, now).unwrap();
+        let check = |machine: &mut Machine, index: u64, blocks: &Blocks| {
             let before = machine.failures.len();
-            machine.read(id, first, count);
+            machine.read_expecting(id, first, count, bytes_of(blocks, first, count));
             machine.settle();
-            machine.models.insert(id, kept);
             if index < found.write_back_to {
                 assert_eq!(machine.failures.pop(), Some(ReadError::Behind { needed: found.write_back_to }));
             }
@@ -496,17 +573,5 @@ impl Machine {
         }
         self.settle();
         assert_eq!(self.failures, []);
-    }
-
-    pub fn written(&self) -> usize {
-        self.disk.written()
-    }
-
-    pub fn block_at(&self, offset: u64) -> Vec<u8> {
-        self.disk.read(offset, BLOCK_BYTES)
-    }
-
-    pub fn put_block(&self, offset: u64, block: &[u8]) {
-        self.disk.write(offset, &AlignedBuffer::padded(block), true);
     }
 }

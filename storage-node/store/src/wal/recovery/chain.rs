@@ -7,7 +7,7 @@ use crate::wal::format::{BatchHeader, TableEntry};
 use crate::wal::recovery::scan::{Found, Scan};
 
 /// A stretch of the log.
-pub(crate) enum Node<'a> {
+pub(super) enum Node<'a> {
     Whole {
         found: &'a Found,
         table: &'a [TableEntry],
@@ -33,7 +33,7 @@ impl Node<'_> {
     }
 }
 
-pub(crate) struct Chain<'a> {
+pub(super) struct Chain<'a> {
     /// Ascending by sequence.
     pub nodes: Vec<Node<'a>>,
     /// The last batch that was flushed or is whole. 0: none.

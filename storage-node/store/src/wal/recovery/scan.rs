@@ -11,7 +11,7 @@ use crate::superblock::{MARKS, Superblock};
 use crate::wal::format::{BATCH_HEADER_BYTES, BatchHeader, Mark, TableEntry, decode_table};
 
 /// A batch whose header is whole.
-pub(crate) struct Found {
+pub(super) struct Found {
     pub header: BatchHeader,
     /// `None` where the table is damaged.
     pub table: Option<Vec<TableEntry>>,
@@ -20,7 +20,7 @@ pub(crate) struct Found {
     pub bytes: Bytes,
 }
 
-pub(crate) struct Scan {
+pub(super) struct Scan {
     /// By sequence. Of two with one sequence the whole one counts, then the later generation.
     pub found: BTreeMap<u64, Found>,
     pub marks: [Option<Mark>; 2],

@@ -1,0 +1,160 @@
+//! Looks at a disk that no process has open, and never writes: what is there, and what is wrong with it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::chunk::{Chunks, Limits};
+use crate::device::Device;
+use crate::group::{Damage, OpenError};
+use crate::ops::OpIds;
+use crate::superblock::Superblock;
+use crate::wal::{Inspection, Stretch, inspect};
+
+/// What a disk holds, for people.
+#[derive(Debug)]
+pub struct Description {
+    superblock: Superblock,
+    wal: Inspection,
+    groups: Vec<GroupDescription>,
+}
+
+#[derive(Debug)]
+struct GroupDescription {
+    name: String,
+    checkpoint_index: u64,
+    records: Option<(u64, u64)>,
+    damage: Option<Damage>,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Repaired by the next open.
+    Note,
+    /// Redundancy on this disk is lost, no data.
+    Warning,
+    /// Data of this disk is lost; other replicas have to repair it.
+    Error,
+}
+
+/// Something about a disk that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    pub severity: Severity,
+    pub text: String,
+}
+
+/// Reads the superblock, the whole WAL and every map.
+pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
+    let superblock = Superblock::read(device)?.ok_or(OpenError::NotFormatted)?;
+    let (_, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
+    let bases: Vec<_> = checkpointed.iter().map(crate::store::base_of).collect();
+    let (wal, logs) = inspect(device, &superblock, &bases)?;
+    let groups = checkpointed
+        .into_iter()
+        .zip(logs)
+        .map(|(checkpointed, log)| GroupDescription {
+            name: format!("{} replica {}", checkpointed.group, checkpointed.replica),
+            checkpoint_index: checkpointed.index,
+            records: log.records.first().zip(log.records.last()).map(|(first, last)| (first.index, last.index)),
+            damage: checkpointed.damage.or(log.damage),
+        })
+        .collect();
+    Ok(Description { superblock, wal, groups })
+}
+
+/// Everything that is wrong, the worst first. A disk that cannot be described at all is an error of its own.
+pub fn check(device: &dyn Device) -> Result<Vec<Finding>, OpenError> {
+    let described = describe(device)?;
+    let mut findings = Vec::new();
+    let mut find = |severity, text: String| findings.push(Finding { severity, text });
+    for (copy, whole) in Superblock::whole_copies(device)?.into_iter().enumerate() {
+        if !whole {
+            find(Severity::Warning, format!("copy {copy} of the superblock is damaged"));
+        }
+    }
+    for offset in &described.wal.unreadable {
+        find(Severity::Warning, format!("the device cannot read the WAL's block at byte {offset}"));
+    }
+    for stretch in &described.wal.stretches {
+        match stretch {
+            Stretch::Whole { .. } => {}
+            Stretch::Torn { sequence, offset } => {
+                find(Severity::Note, format!("batch {sequence} at byte {offset} is torn; it was never acknowledged"));
+            }
+            Stretch::Damaged { sequence, offset, groups } => {
+                find(Severity::Error, format!("batch {sequence} at byte {offset} of {groups} groups is damaged"));
+            }
+            Stretch::Lost { to } => {
+                find(Severity::Error, format!("batches up to {to} are lost, and nothing tells whose they were"));
+            }
+        }
+    }
+    for group in &described.groups {
+        match &group.damage {
+            None => {}
+            Some(Damage::Log { intact_to }) => {
+                find(Severity::Error, format!("{}: the log is intact only up to {intact_to}", group.name));
+            }
+            Some(Damage::Checkpoint { reason }) => find(Severity::Error, format!("{}: {reason}", group.name)),
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Ok(findings)
+}
+
+impl fmt::Display for Description {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Superblock { cluster, node, disk, version, boot_epoch, clean, device_bytes, wal, chunks, .. } =
+            &self.superblock;
+        writeln!(f, "disk {disk} of node {node}, cluster {cluster}")?;
+        let closed = if *clean { "closed in order" } else { "not closed in order" };
+        writeln!(f, "format {version}, boot epoch {boot_epoch}, {closed}, {device_bytes} bytes")?;
+        let segment_bytes = self.superblock.wal_segment_bytes;
+        writeln!(f, "WAL [{}, {}), segments of {segment_bytes} bytes", wal.start, wal.end)?;
+        writeln!(f, "chunks [{}, {})", chunks.start, chunks.end)?;
+        match self.wal.marked {
+            Some(sequence) => writeln!(f, "mark: flushed up to batch {sequence}")?,
+            None => writeln!(f, "mark: none")?,
+        }
+        // Per segment, not per batch: a WAL holds many thousands.
+        let mut generations: BTreeMap<u64, (u64, u64, u64)> = BTreeMap::new();
+        for stretch in &self.wal.stretches {
+            if let Stretch::Whole { sequence, generation, bytes } = stretch {
+                let entry = generations.entry(*generation).or_insert((*sequence, *sequence, 0));
+                entry.1 = *sequence;
+                entry.2 += bytes;
+            }
+        }
+        for (generation, (first, last, bytes)) in generations {
+            writeln!(f, "  generation {generation}: batches {first} to {last}, {bytes} bytes")?;
+        }
+        for group in &self.groups {
+            write!(f, "group {}: checkpoint {}", group.name, group.checkpoint_index)?;
+            match group.records {
+                Some((first, last)) => write!(f, ", records {first} to {last}")?,
+                None => f.write_str(", no records")?,
+            }
+            match &group.damage {
+                Some(Damage::Log { intact_to }) => writeln!(f, ", DAMAGED above {intact_to}")?,
+                Some(Damage::Checkpoint { reason }) => writeln!(f, ", DAMAGED: {reason}")?,
+                None => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let severity = match self.severity {
+            Severity::Note => "note",
+            Severity::Warning => "warning",
+            Severity::Error => "error",
+        };
+        write!(f, "{severity}: {}", self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

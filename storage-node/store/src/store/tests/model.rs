@@ -1,0 +1,285 @@
+//! The naive oracle: what every group was told to hold after each of its appends.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
+
+use crate::device::memory::MemoryDevice;
+use crate::device::{BLOCK_BYTES, Device};
+use crate::group::{Append, AppendError, GroupState, Record, RecoveredGroup, StoreEvent};
+use crate::ops::{DeviceOp, OpId};
+use crate::store::Store;
+use crate::superblock::FormatOptions;
+
+/// One group as it is after a number of appends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Log {
+    pub records: Vec<Record>,
+    pub hard_state: u64,
+}
+
+/// What is known of one group.
+#[derive(Clone, Debug)]
+pub struct GroupModel {
+    /// After each append, by its sequence.
+    pub states: Vec<Log>,
+    /// The highest sequence told to be flushed.
+    pub flushed: usize,
+    /// The highest index told to be checkpointed.
+    pub checkpointed: u64,
+    pub released: u64,
+}
+
+pub fn group(number: u8) -> GroupId {
+    GroupId::first(VolumeId::from_bytes([number; 16]).unwrap())
+}
+
+pub fn replica(number: u8) -> ReplicaId {
+    ReplicaId::from_bytes([number; 16]).unwrap()
+}
+
+pub fn options() -> FormatOptions {
+    let cluster = ClusterId::from_bytes([1; 16]).unwrap();
+    let node = NodeId::from_bytes([2; 16]).unwrap();
+    let disk = DiskId::from_bytes([3; 16]).unwrap();
+    FormatOptions {
+        wal_segment_bytes: 64 << 10,
+        wal_segments: 4,
+        groups_max: 4,
+        ..FormatOptions::new(cluster, node, disk)
+    }
+}
+
+fn hard_state(number: u64) -> Bytes {
+    number.to_le_bytes().to_vec().into()
+}
+
+fn state(number: u64) -> GroupState {
+    GroupState { hard_state: hard_state(number), position: Bytes::new(), state: Bytes::new() }
+}
+
+/// A store, its disk, and the model of what it was told.
+pub struct Run {
+    pub device: MemoryDevice,
+    store: Store,
+    in_flight: Vec<DeviceOp>,
+    pub groups: BTreeMap<u8, GroupModel>,
+    /// Rises over the whole run: makes every record and hard state unlike any other.
+    counter: u64,
+}
+
+impl Run {
+    pub fn new(groups: u8) -> Run {
+        let device = MemoryDevice::new(8 << 20);
+        Store::format(&device, &options()).unwrap();
+        let (store, _) = Store::open(&device).unwrap();
+        let mut run = Run { device, store, in_flight: Vec::new(), groups: BTreeMap::new(), counter: 0 };
+        for number in 1..=groups {
+            run.store.create_group(group(number), replica(number), state(0)).unwrap();
+            while run.step(|_| {}) {}
+            let model = GroupModel { states: vec![Log::default()], flushed: 0, checkpointed: 0, released: 0 };
+            run.groups.insert(number, model);
+        }
+        run
+    }
+
+    /// Appends `payloads.len()` records of so many blocks each, after a truncation of the last `truncated` records
+    /// as far as they lie above the checkpoint.
+    pub fn append(&mut self, number: u8, truncated: u64, with_hard_state: bool, payloads: &[usize]) -> bool {
+        self.counter += 1;
+        let model = self.groups.get_mut(&number).unwrap();
+        let mut log = model.states.last().unwrap().clone();
+        let last = log.records.last().map_or(0, |record| record.index);
+        let from = (last + 1).saturating_sub(truncated).max(model.checkpointed + 1);
+        let truncate_from = (from <= last).then_some(from);
+        log.records.retain(|record| record.index < from.max(1));
+        let next = from.min(last + 1);
+        let mut records = Vec::new();
+        for (index, blocks) in (next..).zip(payloads) {
+            let header = Bytes::from(format!("{number}.{index}.{}", self.counter));
+            records.push(Record { index, header, payload: vec![self.counter as u8; blocks * BLOCK_BYTES].into() });
+        }
+        log.records.extend(records.iter().cloned());
+        let hard_state = with_hard_state.then(|| hard_state(self.counter));
+        if with_hard_state {
+            log.hard_state = self.counter;
+        }
+        let sequence = model.states.len() as u64;
+        match self.store.append(Append { group: group(number), sequence, hard_state, truncate_from, records }) {
+            Ok(()) => {
+                model.states.push(log);
+                true
+            }
+            Err(AppendError::Full | AppendError::NoSpace) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Applies and checkpoints what is flushed, and releases all but the last `kept` records below the checkpoint.
+    pub fn checkpoint(&mut self, number: u8, kept: u64) {
+        let model = self.groups.get_mut(&number).unwrap();
+        let flushed = &model.states[model.flushed];
+        let index = flushed.records.last().map_or(0, |record| record.index);
+        // Entries that a later append takes back were not committed.
+        let stays = model.states[model.flushed..].iter().all(|log| log.records.starts_with(&flushed.records));
+        if !stays || index <= model.checkpointed {
+            return;
+        }
+        let newest = model.states.last().unwrap().hard_state;
+        if self.store.checkpoint(group(number), index, state(newest)).is_ok() {
+            model.released = model.released.max(index.saturating_sub(kept));
+            while self.groups[&number].checkpointed < index {
+                assert!(self.step(|_| {}), "a checkpoint ends");
+            }
+            self.store.release(group(number), index.saturating_sub(kept));
+        }
+    }
+
+    pub fn idle(&mut self) {
+        if self.store.wants_idle() {
+            self.store.on_idle();
+        }
+    }
+
+    /// Performs one operation; `observe` sees the disk after each write and each flush. False: there is none.
+    pub fn step(&mut self, mut observe: impl FnMut(&Run)) -> bool {
+        self.in_flight.extend(self.store.take_ops());
+        if self.in_flight.is_empty() {
+            self.take_events();
+            return false;
+        }
+        let op = self.in_flight.remove(0);
+        let id = op.id();
+        match op {
+            DeviceOp::Read { offset, length, .. } => {
+                let mut buffer = vec![0; length as usize];
+                self.device.read_at(offset, &mut buffer).unwrap();
+                return self.complete(id, buffer.into(), observe);
+            }
+            DeviceOp::Write { offset, data, durable, .. } => {
+                self.take_events();
+                // What lies between: the write has begun and may be torn.
+                self.device.write_at(offset, &data).unwrap();
+                observe(self);
+                if durable {
+                    self.device.write_through(offset, &data).unwrap();
+                }
+            }
+            DeviceOp::Flush { .. } => self.device.flush().unwrap(),
+        }
+        self.complete(id, Bytes::new(), observe)
+    }
+
+    /// A write, if one is to do, reaches the disk, but neither becomes durable nor completes. A crash must follow.
+    pub fn begin_step(&mut self) {
+        self.in_flight.extend(self.store.take_ops());
+        self.take_events();
+        for op in self.in_flight.drain(..) {
+            if let DeviceOp::Write { offset, data, .. } = op {
+                self.device.write_at(offset, &data).unwrap();
+            }
+        }
+    }
+
+    fn complete(&mut self, id: OpId, result: Bytes, mut observe: impl FnMut(&Run)) -> bool {
+        observe(self);
+        self.store.on_completion(id, Ok(result));
+        self.take_events();
+        observe(self);
+        true
+    }
+
+    fn take_events(&mut self) {
+        for event in self.store.take_events() {
+            let number = |group: GroupId| group.volume.to_bytes()[0];
+            match event {
+                StoreEvent::Flushed { group, sequence } => {
+                    let model = self.groups.get_mut(&number(group)).unwrap();
+                    assert!(sequence as usize > model.flushed, "flushed is told in order, once");
+                    model.flushed = sequence as usize;
+                }
+                StoreEvent::CheckpointDone { group, index } => {
+                    self.groups.get_mut(&number(group)).unwrap().checkpointed = index;
+                }
+                StoreEvent::Failed { reason } => panic!("{reason}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Opens `device` as it is after a crash, and says which of its appends every group holds, or what is wrong.
+    pub fn recover(&self, device: &dyn Device) -> Result<(Store, BTreeMap<u8, usize>), String> {
+        let (store, recovered) = Store::open(device).map_err(|error| format!("the disk does not open: {error}"))?;
+        let mut held = BTreeMap::new();
+        for (number, model) in &self.groups {
+            let found = recovered.iter().find(|found| found.group == group(*number));
+            let found = found.ok_or_else(|| format!("group {number} is gone"))?;
+            if found.damage.is_none() {
+                let append = model.check(found).map_err(|reason| format!("group {number}: {reason}"))?;
+                held.insert(*number, append);
+            }
+        }
+        Ok((store, held))
+    }
+
+    /// Goes on with what a crash left.
+    pub fn restart(&mut self, device: MemoryDevice) -> Result<(), String> {
+        let (store, held) = self.recover(&device)?;
+        if held.len() != self.groups.len() {
+            return Err("damage after a crash without bit rot".to_owned());
+        }
+        for (number, append) in held {
+            let model = self.groups.get_mut(&number).unwrap();
+            // Sequences start again; what the crash took was never there.
+            model.states = vec![model.states[append].clone()];
+            model.flushed = 0;
+        }
+        self.device = device;
+        self.store = store;
+        self.in_flight.clear();
+        for (number, model) in &mut self.groups {
+            let last = model.states[0].records.last().map_or(0, |record| record.index);
+            let appended = self.store.last_appended(group(*number));
+            if appended != Some(last) {
+                return Err(format!("group {number} continues {appended:?}, not {last}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl GroupModel {
+    /// Which append `found` is the state after: one not before the last that was told to be flushed.
+    fn check(&self, found: &RecoveredGroup) -> Result<usize, String> {
+        if found.checkpoint_index < self.checkpointed {
+            return Err(format!("checkpoint {} after {}", found.checkpoint_index, self.checkpointed));
+        }
+        let number = |bytes: &Bytes| u64::from_le_bytes(bytes[..].try_into().unwrap());
+        let checkpointed = number(&found.checkpoint.hard_state);
+        let newest = found.hard_state.as_ref().map_or(checkpointed, number);
+        let matches = |log: &Log| {
+            let first = found.records.first().map_or(found.checkpoint_index + 1, |record| record.index);
+            let last = log.records.last().map_or(0, |record| record.index);
+            let kept: Vec<&Record> = log.records.iter().filter(|record| record.index >= first).collect();
+            let hard_state_fits = newest == log.hard_state || newest == checkpointed && newest >= log.hard_state;
+            let reaches_down = first <= self.released + 1 || found.records.is_empty() && last <= self.released;
+            kept.iter().copied().eq(&found.records)
+                && first <= found.checkpoint_index + 1
+                && last.max(found.checkpoint_index) == last
+                && reaches_down
+                && hard_state_fits
+        };
+        let held = (self.flushed..self.states.len()).rev().find(|append| matches(&self.states[*append]));
+        held.ok_or_else(|| {
+            let indexes: Vec<u64> = found.records.iter().map(|record| record.index).collect();
+            let flushed = &self.states[self.flushed];
+            format!(
+                "records {indexes:?}, hard state {newest}, checkpoint {} after records to {:?}, hard state {}, were flushed",
+                found.checkpoint_index,
+                flushed.records.last().map(|record| record.index),
+                flushed.hard_state,
+            )
+        })
+    }
+}

@@ -24,12 +24,13 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 18] = [
+const LAYERS: [Layer; 19] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
     Layer { name: "holdfast-consensus", knows: &["holdfast-id"], kind: Kind::Closed(&["thiserror"]) },
     Layer { name: "holdfast-store", knows: &["holdfast-id"], kind: Kind::Rim },
     Layer { name: "holdfast-metadata", knows: &["holdfast-id"], kind: Kind::Pure },
+    Layer { name: "holdfast-fuse", knows: &["holdfast-block"], kind: Kind::Pure },
     Layer { name: "holdfast-nbd", knows: &["holdfast-block"], kind: Kind::Pure },
     Layer {
         name: "holdfast-protocol",
@@ -78,7 +79,7 @@ const LAYERS: [Layer; 18] = [
         ],
         kind: Kind::Rim,
     },
-    Layer { name: "holdfast-api", knows: &[], kind: Kind::Rim },
+    Layer { name: "holdfast-api", knows: &["holdfast-transport"], kind: Kind::Rim },
     Layer {
         name: "holdfast-node",
         knows: &[
@@ -100,6 +101,7 @@ const LAYERS: [Layer; 18] = [
             "holdfast-block",
             "holdfast-client",
             "holdfast-consensus",
+            "holdfast-fuse",
             "holdfast-id",
             "holdfast-nbd",
             "holdfast-protocol",

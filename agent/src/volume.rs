@@ -308,11 +308,12 @@ impl Volume {
 
     /// Lets everything happen that can; true where there is more to do at once.
     pub fn pump(&mut self, context: &mut Context<'_>) -> bool {
-        if context.takes_input && self.stage == Stage::Serving {
-            self.accept(context);
-        }
         loop {
             let mut progress = self.run_effects(context);
+            // An effect may just have opened the device to those who wait at its door.
+            if context.takes_input && self.stage == Stage::Serving {
+                self.accept(context);
+            }
             let mut more = false;
             let now = context.now;
             self.connections.retain(|_, connection| match connection.turn(now, context.takes_input) {

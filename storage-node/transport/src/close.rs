@@ -145,10 +145,11 @@ impl CloseReason {
             | CloseReason::Certificate(CertificateRefusal::NoIdentity { .. }) => Refusal::WrongIdentity,
             CloseReason::RoleNotAllowed { .. } | CloseReason::ForeignUser { .. } => Refusal::NotAllowed,
             CloseReason::Frame(_) => Refusal::Malformed,
-            CloseReason::HandshakeTimeout | CloseReason::Crowded => Refusal::TooSlow,
+            CloseReason::HandshakeTimeout => Refusal::TooSlow,
             CloseReason::ConnectFailed { .. }
             | CloseReason::ConnectTimeout
             | CloseReason::Exhausted
+            | CloseReason::Crowded
             | CloseReason::Lost { .. }
             | CloseReason::Vanished
             | CloseReason::Goodbye

@@ -57,6 +57,12 @@ impl Inbox {
         Ok(Some((header.class, Frame { kind: header.kind, meta, payload })))
     }
 
+    /// Everything that is in no frame yet.
+    #[cfg(test)]
+    pub fn take_bytes(&mut self) -> Bytes {
+        self.buffer.split().freeze()
+    }
+
     /// An empty slice holds no buffer.
     fn cut(&mut self, length: usize) -> Bytes {
         if length == 0 { Bytes::new() } else { self.buffer.split_to(length).freeze() }

@@ -52,8 +52,10 @@ pub(crate) struct Link {
     outbox: Outbox,
     /// The beginning of a TLS record whose end has not come yet.
     leftover: Vec<u8>,
-    /// TLS has been told that nothing more is sent.
+    /// TLS has been told that nothing more is sent, or there is nobody to tell.
     ended: bool,
+    /// TLS has failed: what it had to say is said, and it must not be used again.
+    broken: bool,
 }
 
 impl Link {
@@ -66,9 +68,12 @@ impl Link {
             outbox: Outbox::new(queue_bytes),
             leftover: Vec::new(),
             ended: false,
+            broken: false,
             tls,
         };
-        link.greet_if_secure();
+        if link.tls.is_none() {
+            link.greet();
+        }
         link
     }
 
@@ -79,7 +84,7 @@ impl Link {
     /// Lets TLS begin; a client speaks first.
     pub fn start(&mut self, out: &mut Outgoing) -> Result<(), CloseReason> {
         match &mut self.tls {
-            Some(tls) => tls.decrypt(&mut [], out, &mut self.inbox).map(|_| ()),
+            Some(tls) => tls.decrypt(&mut [], out, &mut self.inbox).map(|_| ()).inspect_err(|_| self.broken = true),
             None => Ok(()),
         }
     }
@@ -119,11 +124,14 @@ impl Link {
                     self.leftover.extend_from_slice(leftover);
                     ended = decrypted.ended;
                 }
-                Err(reason) => outcome = Err(reason),
+                Err(reason) => {
+                    self.broken = true;
+                    outcome = Err(reason);
+                }
             },
         }
         if outcome.is_ok() {
-            self.greet_if_secure();
+            self.greet_if_secure()?;
         }
         // What came before a failure counts: often it says why the peer gave up.
         while let Some((_, frame)) = self.inbox.next()? {
@@ -133,12 +141,24 @@ impl Link {
         if ended { Err(CloseReason::Vanished) } else { Ok(()) }
     }
 
-    fn greet_if_secure(&mut self) {
-        let secure = self.tls.as_ref().is_none_or(|tls| !tls.is_handshaking());
-        if self.stage == Stage::Handshake && secure {
-            self.stage = Stage::Greeting;
-            self.outbox.push(Class::Control, self.hello.encode()).expect("an empty queue takes any frame");
+    /// Who is not whom we expect gets no hello: it must not believe that we are connected.
+    fn greet_if_secure(&mut self) -> Result<(), CloseReason> {
+        let Some(tls) = self.tls.as_ref().filter(|tls| self.stage == Stage::Handshake && !tls.is_handshaking()) else {
+            return Ok(());
+        };
+        let found = tls.peer();
+        self.stage = Stage::Greeting;
+        let found = found?;
+        if let Some(expected) = self.demands.expected.filter(|expected| *expected != found) {
+            return Err(CloseReason::WrongIdentity { expected, found });
         }
+        self.greet();
+        Ok(())
+    }
+
+    fn greet(&mut self) {
+        self.stage = Stage::Greeting;
+        self.outbox.push(Class::Control, self.hello.encode()).expect("an empty queue takes any frame");
     }
 
     fn on_frame(&mut self, frame: Frame, on_event: &mut dyn FnMut(LinkEvent)) -> Result<(), CloseReason> {
@@ -179,7 +199,10 @@ impl Link {
 
     /// Forgets the queue and tells the peer why, where there is a code for it.
     pub fn abort(&mut self, reason: &CloseReason) {
-        self.outbox.forget();
+        // Before that the queue holds our hello at most, from which the peer may see for itself what is wrong.
+        if self.stage == Stage::Open {
+            self.outbox.forget();
+        }
         match reason.told_as().and_then(|refusal| refusal.code()) {
             Some(code) => self.end_with(code),
             None => {
@@ -199,11 +222,14 @@ impl Link {
 
     /// Whether [`Link::fill`] has something to write.
     pub fn has_output(&self) -> bool {
-        !self.outbox.is_empty() || (self.stage == Stage::Finishing && !self.ended)
+        !self.broken && (!self.outbox.is_empty() || (self.stage == Stage::Finishing && !self.ended))
     }
 
     /// Moves queued frames to `out` while it has room: many small ones share a TLS record.
     pub fn fill(&mut self, out: &mut Outgoing) -> Result<(), CloseReason> {
+        if self.broken {
+            return Ok(());
+        }
         match &mut self.tls {
             None => {
                 while out.has_room()

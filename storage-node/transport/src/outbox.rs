@@ -203,7 +203,7 @@ mod tests {
         outbox.push(Class::Control, frame(2, 0)).expect("room");
         outbox.push(Class::Bulk, frame(3, 5000)).expect("an empty queue takes any frame");
         assert_eq!(outbox.push(Class::Bulk, frame(3, 0)), Err(Full));
-        let mut take_frame = |outbox: &mut Outbox| loop {
+        let take_frame = |outbox: &mut Outbox| loop {
             let count = outbox.front().expect("frames wait").len();
             outbox.advance(count);
             if outbox.begun.is_none() {

@@ -15,7 +15,7 @@ use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, UnbufferedServerConnection, WebPkiClientVerifier};
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
 };
 use rustls::{
     AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
@@ -76,7 +76,7 @@ impl TlsConfigs {
     }
 
     pub fn accept(&self) -> Result<TlsSession, Error> {
-        Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(Arc::clone(&self.server))?) })
+        TlsSession::accept_with(Arc::clone(&self.server))
     }
 }
 
@@ -152,6 +152,10 @@ enum Step {
 }
 
 impl TlsSession {
+    pub fn accept_with(config: Arc<ServerConfig>) -> Result<TlsSession, Error> {
+        Ok(TlsSession { side: Side::Server(UnbufferedServerConnection::new(config)?) })
+    }
+
     pub fn is_handshaking(&self) -> bool {
         match &self.side {
             Side::Client(connection) => connection.is_handshaking(),
@@ -197,15 +201,20 @@ impl TlsSession {
         }
     }
 
-    /// After an error each call hands out one queued record, then repeats the error. The input must stay the same:
-    /// the session remembers places in it.
+    /// The input must stay the same: the session remembers places in it. It must not be asked once more than it has
+    /// alerts to give: it would look at the broken input again.
     fn take_alert(&mut self, rest: &mut [u8], out: &mut Outgoing, inbox: &mut Inbox) {
         loop {
             let (_, step) = match &mut self.side {
-                Side::Client(connection) => advance(connection.process_tls_records(rest), out, inbox),
-                Side::Server(connection) => advance(connection.process_tls_records(rest), out, inbox),
+                Side::Client(connection) if connection.wants_write() => {
+                    advance(connection.process_tls_records(rest), out, inbox)
+                }
+                Side::Server(connection) if connection.wants_write() => {
+                    advance(connection.process_tls_records(rest), out, inbox)
+                }
+                _ => return,
             };
-            if !matches!(step, Ok(Step::Again)) {
+            if step.is_err() {
                 return;
             }
         }
@@ -226,11 +235,20 @@ impl TlsSession {
         leftover: &mut [u8],
         out: &mut Outgoing,
         guess: usize,
-        write: impl FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
+        mut write: impl FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
     ) -> Result<(), CloseReason> {
-        match &mut self.side {
-            Side::Client(connection) => write_with(connection.process_tls_records(leftover), out, guess, write),
-            Side::Server(connection) => write_with(connection.process_tls_records(leftover), out, guess, write),
+        loop {
+            let written = match &mut self.side {
+                Side::Client(connection) => {
+                    write_with(connection.process_tls_records(leftover), out, guess, &mut write)
+                }
+                Side::Server(connection) => {
+                    write_with(connection.process_tls_records(leftover), out, guess, &mut write)
+                }
+            };
+            if written? {
+                return Ok(());
+            }
         }
     }
 }
@@ -257,28 +275,49 @@ impl<Data> Traffic for WriteTraffic<'_, Data> {
     }
 }
 
+/// Whether `write` could be called; else something of TLS itself was in front, a key update for one.
 fn write_with<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     out: &mut Outgoing,
     guess: usize,
-    mut write: impl FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
-) -> Result<(), CloseReason> {
-    let mut traffic = match status.state {
-        Ok(ConnectionState::WriteTraffic(traffic)) => traffic,
-        Ok(other) => return Err(CloseReason::Tls { detail: format!("cannot write in the state {other:?}") }),
-        Err(error) => return Err(reason(error)),
+    write: &mut impl FnMut(&mut dyn Traffic, &mut [u8]) -> Result<usize, EncryptError>,
+) -> Result<bool, CloseReason> {
+    let mut traffic = match status.state.map_err(reason)? {
+        ConnectionState::WriteTraffic(traffic) => traffic,
+        ConnectionState::EncodeTlsData(data) => return encode(data, out).map(|()| false).map_err(reason),
+        ConnectionState::TransmitTlsData(data) => {
+            data.done();
+            return Ok(false);
+        }
+        other => return Err(CloseReason::Tls { detail: format!("cannot write in the state {other:?}") }),
     };
     let mut needed = guess;
     loop {
         match write(&mut traffic, out.spare(needed)) {
             Ok(written) => {
                 out.filled(written);
-                return Ok(());
+                return Ok(true);
             }
             Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size })) if required_size > needed => {
                 needed = required_size;
             }
             Err(error) => return Err(CloseReason::Tls { detail: error.to_string() }),
+        }
+    }
+}
+
+fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut Outgoing) -> Result<(), Error> {
+    let mut needed = HANDSHAKE_BYTES;
+    loop {
+        match data.encode(out.spare(needed)) {
+            Ok(written) => {
+                out.filled(written);
+                return Ok(());
+            }
+            Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) if required_size > needed => {
+                needed = required_size;
+            }
+            Err(error) => return Err(Error::General(error.to_string())),
         }
     }
 }
@@ -301,23 +340,7 @@ fn advance<Data>(
                 None => break Ok(Step::Again),
             }
         },
-        Ok(ConnectionState::EncodeTlsData(mut data)) => {
-            let mut needed = HANDSHAKE_BYTES;
-            loop {
-                match data.encode(out.spare(needed)) {
-                    Ok(written) => {
-                        out.filled(written);
-                        break Ok(Step::Again);
-                    }
-                    Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size }))
-                        if required_size > needed =>
-                    {
-                        needed = required_size;
-                    }
-                    Err(error) => break Err(Error::General(error.to_string())),
-                }
-            }
-        }
+        Ok(ConnectionState::EncodeTlsData(data)) => encode(data, out).map(|()| Step::Again),
         // Whatever is in `out` is written by the owner before anything else of this connection.
         Ok(ConnectionState::TransmitTlsData(data)) => {
             data.done();
@@ -337,14 +360,14 @@ fn reason(error: Error) -> CloseReason {
         Error::InvalidCertificate(error) => CloseReason::Certificate(certificate_refusal(error)),
         Error::NoCertificatesPresented => CloseReason::Certificate(CertificateRefusal::Missing),
         Error::AlertReceived(alert) => CloseReason::Refused(match alert {
-            AlertDescription::UnknownCA => Refusal::UnknownAuthority,
+            // The latter where an authority of theirs has the name of our issuer, but another key.
+            AlertDescription::UnknownCA | AlertDescription::DecryptError => Refusal::UnknownAuthority,
             AlertDescription::CertificateExpired => Refusal::CertificateExpired,
             AlertDescription::BadCertificate
             | AlertDescription::UnsupportedCertificate
             | AlertDescription::CertificateUnknown
             | AlertDescription::CertificateRequired
-            | AlertDescription::AccessDenied
-            | AlertDescription::DecryptError => Refusal::CertificateRefused,
+            | AlertDescription::AccessDenied => Refusal::CertificateRefused,
             other => Refusal::Alert(other.into()),
         }),
         other => CloseReason::Tls { detail: other.to_string() },
@@ -362,3 +385,6 @@ pub(crate) fn certificate_refusal(error: CertificateError) -> CertificateRefusal
         other => CertificateRefusal::Other { detail: other.to_string() },
     }
 }
+
+#[cfg(test)]
+mod tests;

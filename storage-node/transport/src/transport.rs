@@ -37,7 +37,8 @@ use crate::tls::TlsConfigs;
 const ACCEPTS_PER_TURN: usize = 64;
 /// Until a listener is tried again that could not accept, for want of file descriptors as a rule.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
-/// Accepted connections that have not finished the greeting; of more, the oldest gives way.
+/// Accepted connections that have not finished the greeting; of more, or where no token is left, the oldest gives way:
+/// strangers that connect and stay silent must not keep the others out.
 const GREETINGS_MAX: usize = 256;
 
 /// How a transport presents itself, and its limits. Time is the owner's: `now` everywhere is time since boot.
@@ -270,6 +271,9 @@ impl Transport {
         connecting: bool,
     ) -> ConnectionId {
         self.serial += 1;
+        if self.free.is_empty() {
+            self.evict_oldest_greeting();
+        }
         let Some(slot) = self.free.first().copied() else {
             let id = ConnectionId { serial: self.serial, slot: usize::MAX };
             self.shared.closed(id, address, CloseReason::Exhausted);
@@ -397,10 +401,12 @@ impl Transport {
         self.slots[slot] = Slot::Listener(listener);
     }
 
+    /// Without last words: those would keep its token.
     fn evict_oldest_greeting(&mut self) {
         let Some((_, slot)) = self.greetings.first().copied() else { return };
         if let Slot::Connection(connection) = std::mem::replace(&mut self.slots[slot], Slot::Free) {
-            self.fail(slot, connection, CloseReason::Crowded);
+            self.shared.closed(connection.id, connection.address, CloseReason::Crowded);
+            self.release(slot, connection);
         }
     }
 

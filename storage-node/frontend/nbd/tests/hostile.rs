@@ -138,7 +138,7 @@ proptest! {
             })
             .collect();
         let mut whole = Peer::transmitting(structured);
-        whole.send(&[stream.clone()]);
+        whole.send(std::slice::from_ref(&stream));
         let mut cut = Peer::transmitting(structured);
         let (mut rest, mut cuts) = (&stream[..], cuts.iter().cycle());
         while !rest.is_empty() {

@@ -1,0 +1,148 @@
+//! What an agent is told at its start, and what a volume needs to be attached.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use holdfast_id::{ClusterId, NodeId, VolumeId};
+use serde::{Deserialize, Serialize};
+
+/// More would be more than a volume has replicas, learners on their way included.
+pub(crate) const NODES_MAX: usize = 16;
+
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Who attaches: the machine's name as an operator knows it. At most 256 bytes, not empty.
+    pub holder: String,
+    pub identity: IdentityPaths,
+    /// `None` accepts any cluster that the roots vouch for.
+    pub cluster: Option<ClusterId>,
+    /// Where attachments are remembered; one agent at a time.
+    pub state_directory: PathBuf,
+    pub control_socket: PathBuf,
+    pub volumes: Vec<VolumeSpec>,
+}
+
+/// PEM files; see `holdfast_transport::pki`.
+#[derive(Clone, Debug)]
+pub struct IdentityPaths {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub roots: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSpec {
+    pub volume: VolumeId,
+    /// The nodes that hold its replicas, 1 to 16.
+    pub nodes: Vec<NodeAddress>,
+    /// What to do where nothing is recorded; a recorded epoch is resumed whatever stands here.
+    #[serde(default)]
+    pub mode: AttachMode,
+    pub nbd_socket: PathBuf,
+    /// Fail a request that has waited so long; without it requests wait for ever.
+    #[serde(default)]
+    pub unavailable_after_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachMode {
+    #[default]
+    Attach,
+    /// Fences a live holder.
+    TakeOver,
+    Resume {
+        epoch: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeAddress {
+    pub node: NodeId,
+    pub address: Address,
+}
+
+/// `192.0.2.1:7000`, `[2001:db8::1]:7000`, or `unix:/path` for a node on this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no address: IP:PORT or unix:/PATH is expected")]
+pub struct ParseAddressError(String);
+
+impl FromStr for Address {
+    type Err = ParseAddressError;
+
+    fn from_str(text: &str) -> Result<Address, ParseAddressError> {
+        let parsed = match text.strip_prefix("unix:") {
+            Some(path) if path.starts_with('/') => Some(Address::Unix(path.into())),
+            Some(_) => None,
+            None => text.parse().ok().map(Address::Tcp),
+        };
+        parsed.ok_or_else(|| ParseAddressError(text.chars().take(120).collect()))
+    }
+}
+
+impl TryFrom<String> for Address {
+    type Error = ParseAddressError;
+
+    fn try_from(text: String) -> Result<Address, ParseAddressError> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl From<Address> for String {
+    fn from(address: Address) -> String {
+        address.to_string()
+    }
+}
+
+impl VolumeSpec {
+    /// What is wrong with it, in words.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.nodes.is_empty() || self.nodes.len() > NODES_MAX {
+            return Err(format!("a volume has 1 to {NODES_MAX} nodes, not {}", self.nodes.len()));
+        }
+        for (at, entry) in self.nodes.iter().enumerate() {
+            if self.nodes[..at].iter().any(|other| other.node == entry.node) {
+                return Err(format!("node {} stands there twice", entry.node));
+            }
+        }
+        if !self.nbd_socket.is_absolute() {
+            return Err(format!("the socket path {} is not absolute", self.nbd_socket.display()));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_round_trip_and_others_are_refused() {
+        for text in ["192.0.2.1:7000", "[2001:db8::1]:7000", "unix:/run/holdfast/node.sock"] {
+            assert_eq!(text.parse::<Address>().map(String::from), Ok(text.to_owned()));
+        }
+        for text in ["", "node-1:7000", "192.0.2.1", "unix:relative", "/run/node.sock"] {
+            assert!(text.parse::<Address>().is_err(), "{text}");
+        }
+    }
+}

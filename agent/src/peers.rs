@@ -1,0 +1,231 @@
+//! The connections to storage nodes: one per node, shared by all volumes, made again when lost.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use holdfast_consensus::Timestamp;
+use holdfast_id::NodeId;
+use holdfast_protocol::session::{Reply, Request};
+use holdfast_transport::{Class, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent};
+
+use crate::config::{Address, NodeAddress};
+use crate::control::NodeStatus;
+
+/// The first wait before a lost node is tried again; a restarted process listens within milliseconds.
+const RETRY_MIN: Duration = Duration::from_millis(5);
+/// The longest: a node that comes back is noticed within this.
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// A connection that lasted this long was a good one: the next loss starts from [`RETRY_MIN`].
+const GOOD_AFTER: Duration = Duration::from_secs(1);
+/// Frames that wait behind the transport's own queue. The data in them is that of the clients' windows, so it is held
+/// anyway; past this the node takes nothing any more, and a new connection is the better way.
+const FRAMES_WAITING_MAX: usize = 16 << 10;
+
+pub(crate) enum PeerEvent {
+    Connected(NodeId),
+    Closed(NodeId),
+    Reply { from: NodeId, reply: Reply },
+}
+
+struct Peer {
+    address: Address,
+    /// Volumes that use it; without any it is forgotten.
+    users: usize,
+    connection: Option<ConnectionId>,
+    connected_at: Option<Timestamp>,
+    retry_at: Option<Timestamp>,
+    retry_wait: Duration,
+    waiting: VecDeque<(Class, Frame)>,
+    /// Why there is no connection.
+    reason: Option<String>,
+}
+
+pub(crate) struct Peers {
+    transport: Transport,
+    peers: BTreeMap<NodeId, Peer>,
+    by_connection: BTreeMap<ConnectionId, NodeId>,
+    events: VecDeque<PeerEvent>,
+}
+
+fn since_boot(now: Timestamp) -> Duration {
+    Duration::from_nanos(now.0)
+}
+
+impl Peers {
+    pub fn new(transport: Transport) -> Peers {
+        Peers { transport, peers: BTreeMap::new(), by_connection: BTreeMap::new(), events: VecDeque::new() }
+    }
+
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.connected_at.is_some())
+    }
+
+    pub fn status(&self, entry: &NodeAddress) -> NodeStatus {
+        let peer = self.peers.get(&entry.node);
+        NodeStatus {
+            node: entry.node,
+            address: entry.address.clone(),
+            connected: self.is_connected(entry.node),
+            reason: peer.and_then(|peer| peer.reason.clone()),
+        }
+    }
+
+    pub fn owns(&self, token: mio::Token) -> bool {
+        self.transport.owns(token)
+    }
+
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let transport = self.transport.deadline().map(|at| Timestamp(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
+        let now = (!self.events.is_empty()).then_some(Timestamp::ZERO);
+        self.peers.values().filter_map(|peer| peer.retry_at).chain(transport).chain(now).min()
+    }
+
+    pub fn on_ready(&mut self, event: &mio::event::Event, now: Timestamp) {
+        self.transport.on_ready(event, since_boot(now));
+    }
+
+    pub fn on_deadline(&mut self, now: Timestamp) {
+        if self.transport.deadline().is_some_and(|at| at <= since_boot(now)) {
+            self.transport.on_deadline(since_boot(now));
+        }
+        let due = |(node, peer): (&NodeId, &Peer)| peer.retry_at.is_some_and(|at| at <= now).then_some(*node);
+        for node in self.peers.iter().filter_map(due).collect::<Vec<_>>() {
+            self.connect(now, node);
+        }
+    }
+
+    /// One more volume uses the node. A new address counts from the next connection on.
+    pub fn add(&mut self, now: Timestamp, entry: &NodeAddress) {
+        let peer = self.peers.entry(entry.node).or_insert_with(|| Peer {
+            address: entry.address.clone(),
+            users: 0,
+            connection: None,
+            connected_at: None,
+            retry_at: Some(now),
+            retry_wait: RETRY_MIN,
+            waiting: VecDeque::new(),
+            reason: Some("not connected yet".into()),
+        });
+        peer.users += 1;
+        if peer.address != entry.address {
+            peer.address = entry.address.clone();
+            if peer.retry_at.is_some() {
+                peer.retry_at = Some(now);
+            }
+        }
+    }
+
+    /// One volume less uses the node.
+    pub fn remove(&mut self, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.users -= 1;
+        if peer.users > 0 {
+            return;
+        }
+        if let Some(connection) = peer.connection {
+            self.transport.close(connection);
+            self.by_connection.remove(&connection);
+        }
+        self.peers.remove(&node);
+    }
+
+    /// To a node without a connection nothing is sent: whoever sends learns of the loss and sends again.
+    pub fn send(&mut self, now: Timestamp, to: NodeId, request: &Request) {
+        let class = if matches!(request, Request::Io { .. }) { Class::Data } else { Class::Control };
+        let Some(peer) = self.peers.get_mut(&to) else { return };
+        let Some(connection) = peer.connection.filter(|_| peer.connected_at.is_some()) else { return };
+        let encoded = request.encode();
+        let frame = Frame { kind: encoded.kind, meta: encoded.meta, payload: encoded.payload };
+        if peer.waiting.is_empty() {
+            match self.transport.send(connection, class, frame.clone()) {
+                Ok(()) | Err(SendError::Closed) => return,
+                Err(SendError::Full) => {}
+                Err(SendError::TooLong) => unreachable!("requests are at most 1 MiB long"),
+            }
+        }
+        if peer.waiting.len() < FRAMES_WAITING_MAX {
+            peer.waiting.push_back((class, frame));
+            return;
+        }
+        self.transport.close(connection);
+        self.on_closed(now, to, "it took nothing any more; the connection is made anew".into());
+    }
+
+    /// Writes out what was sent.
+    pub fn flush(&mut self) {
+        self.transport.flush();
+    }
+
+    pub fn poll(&mut self, now: Timestamp) -> Option<PeerEvent> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Some(event);
+            }
+            let event = self.transport.poll()?;
+            self.on_transport(now, event);
+        }
+    }
+
+    fn on_transport(&mut self, now: Timestamp, event: TransportEvent) {
+        let Some(node) = self.by_connection.get(&event.connection()).copied() else { return };
+        match event {
+            TransportEvent::Connected { .. } => {
+                let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
+                peer.connected_at = Some(now);
+                peer.reason = None;
+                tracing::info!(%node, "connected");
+                self.events.push_back(PeerEvent::Connected(node));
+            }
+            TransportEvent::Frame { connection, frame } => match Reply::decode(frame.kind, frame.meta, frame.payload) {
+                Ok(reply) => self.events.push_back(PeerEvent::Reply { from: node, reply }),
+                Err(error) => {
+                    self.transport.close(connection);
+                    self.on_closed(now, node, format!("it sent what is no reply: {error}"));
+                }
+            },
+            TransportEvent::Closed { reason, .. } => self.on_closed(now, node, reason.to_string()),
+            TransportEvent::Writable { connection } => {
+                let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
+                while let Some((class, frame)) = peer.waiting.front() {
+                    if self.transport.send(connection, *class, frame.clone()).is_err() {
+                        break;
+                    }
+                    peer.waiting.pop_front();
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self, now: Timestamp, node: NodeId) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        peer.retry_at = None;
+        let expected = Some(PeerIdentity { role: PeerRole::Node, id: node.as_u128() });
+        let connection = match &peer.address {
+            Address::Tcp(address) => self.transport.connect(*address, expected, since_boot(now)),
+            Address::Unix(path) => self.transport.connect_unix(path, expected, since_boot(now)),
+        };
+        peer.connection = Some(connection);
+        self.by_connection.insert(connection, node);
+    }
+
+    fn on_closed(&mut self, now: Timestamp, node: NodeId, reason: String) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if let Some(connection) = peer.connection.take() {
+            self.by_connection.remove(&connection);
+        }
+        let connected_at = peer.connected_at.take();
+        peer.waiting.clear();
+        if connected_at.is_some_and(|at| now.since(at) >= GOOD_AFTER) {
+            peer.retry_wait = RETRY_MIN;
+        }
+        peer.retry_at = Some(now + peer.retry_wait);
+        peer.retry_wait = (peer.retry_wait * 2).min(RETRY_MAX);
+        if connected_at.is_some() || peer.reason.as_ref() != Some(&reason) {
+            tracing::warn!(%node, address = %peer.address, %reason, "not connected");
+        }
+        peer.reason = Some(reason);
+        if connected_at.is_some() {
+            self.events.push_back(PeerEvent::Closed(node));
+        }
+    }
+}

@@ -1290,8 +1290,12 @@ pub struct RegisterRequest {
     #[prost(bool, tag = "9")]
     pub disk_failed: bool,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct RegisterResponse {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RegisterResponse {
+    /// Every node the catalogue knows, so that the caller finds its peers without it from now on.
+    #[prost(message, repeated, tag = "1")]
+    pub nodes: ::prost::alloc::vec::Vec<NodeAddress>,
+}
 /// What may be done with a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -3,18 +3,29 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use holdfast_id::NodeId;
+use holdfast_shard::NodeAddress;
+use serde::{Deserialize, Serialize};
 
+/// `peers.json` in the node's folder.
 pub(crate) struct AddressBook {
     path: PathBuf,
-    addresses: BTreeMap<NodeId, String>,
+    addresses: BTreeMap<NodeId, Address>,
+}
+
+/// Where one node is, `host:port` each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Address {
+    pub(crate) peer: String,
+    pub(crate) api: String,
 }
 
 impl AddressBook {
-    pub(crate) fn open(path: PathBuf) -> Result<AddressBook> {
+    pub(crate) fn open(dir: &Path) -> Result<AddressBook> {
+        let path = dir.join("peers.json");
         let addresses = match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?,
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
@@ -23,15 +34,16 @@ impl AddressBook {
         Ok(AddressBook { path, addresses })
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &str)> {
-        self.addresses.iter().map(|(node, address)| (*node, address.as_str()))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (NodeId, &Address)> {
+        self.addresses.iter().map(|(node, address)| (*node, address))
     }
 
     /// True where something changed, which is then on disk.
-    pub(crate) fn learn(&mut self, learnt: &[(NodeId, String)]) -> Result<bool> {
+    pub(crate) fn learn(&mut self, learnt: &[NodeAddress]) -> Result<bool> {
         let mut changed = false;
-        for (node, address) in learnt {
-            changed |= self.addresses.insert(*node, address.clone()).as_ref() != Some(address);
+        for NodeAddress { node, peer, api } in learnt {
+            let address = Address { peer: peer.clone(), api: api.clone() };
+            changed |= self.addresses.insert(*node, address.clone()) != Some(address);
         }
         if changed {
             self.store()?;

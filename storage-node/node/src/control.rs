@@ -1,7 +1,7 @@
 //! What the control thread asks of the data thread.
 
 use holdfast_id::ClusterId;
-use holdfast_shard::{AdminReply, AdminRequest};
+use holdfast_shard::{AdminReply, AdminRequest, NodeAddress};
 use holdfast_store::superblock::Superblock;
 
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(crate) enum Call {
     Format { cluster: ClusterId },
     Shard(AdminRequest),
     /// Where nodes are to be reached.
-    Learn(Vec<(holdfast_id::NodeId, String)>),
+    Learn(Vec<NodeAddress>),
     Stop,
 }
 

@@ -4,6 +4,9 @@ mod addresses;
 mod api;
 mod clock;
 mod config;
+mod control;
+mod disk;
+mod peers;
 mod rim;
 
 pub use config::{Config, ConfigError};
@@ -18,8 +21,9 @@ use anyhow::{Context, Result};
 /// What the operator has to mend before the node can start: certificates, ports, the disk.
 pub fn run(config: Config) -> Result<()> {
     config.check()?;
+    std::fs::create_dir_all(&config.dir).with_context(|| format!("create {}", config.dir.display()))?;
     let config = Arc::new(config);
-    let (rim, control) = rim::Rim::start(Arc::clone(&config))?;
+    let (rim, control) = rim::Rim::start(&config)?;
     let data = std::thread::Builder::new()
         .name("shard".into())
         .spawn(move || rim.run())

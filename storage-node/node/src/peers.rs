@@ -5,12 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::net::ToSocketAddrs;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
 use holdfast_consensus::Timestamp;
 use holdfast_id::NodeId;
+use holdfast_shard::NodeAddress;
 use holdfast_transport::{CloseReason, ConnectionId, PeerIdentity, PeerRole, Transport};
 
 use crate::addresses::AddressBook;
@@ -37,14 +38,14 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    pub(crate) fn open(path: PathBuf, node: NodeId) -> Result<Peers> {
-        let book = AddressBook::open(path)?;
+    pub(crate) fn open(dir: &Path, node: NodeId) -> Result<Peers> {
+        let book = AddressBook::open(dir)?;
         let mut peers = Peers { node, peers: BTreeMap::new(), book };
         peers.refresh();
         Ok(peers)
     }
 
-    pub(crate) fn learn(&mut self, addresses: &[(NodeId, String)]) -> Result<()> {
+    pub(crate) fn learn(&mut self, addresses: &[NodeAddress]) -> Result<()> {
         if self.book.learn(addresses)? {
             self.refresh();
         }
@@ -60,8 +61,8 @@ impl Peers {
                 retry_at: Timestamp::ZERO,
                 retry_after: RETRY_MIN,
             });
-            if peer.address != address {
-                address.clone_into(&mut peer.address);
+            if peer.address != address.peer {
+                peer.address.clone_from(&address.peer);
                 peer.retry_at = Timestamp::ZERO;
             }
         }

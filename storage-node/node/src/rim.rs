@@ -120,7 +120,7 @@ impl Rim {
         let listener = TcpListener::bind(listen)
             .with_context(|| format!("listen on {listen}: is another node running there?"))?;
         transport.listen(listener)?;
-        let peers = Peers::open(self.config.dir.join("peers.json"), self.node)?;
+        let peers = Peers::open(&self.config.dir, self.node)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         self.live = Some(Live {
             shard,

@@ -14,7 +14,8 @@ pub enum PeerMessage {
     /// Every 100 ms per node pair and direction. `boot` is the sender's boot epoch. `disk_stalled`: the sender's
     /// disk has made no progress on outstanding I/O since the last beat; the receiver then suspects its leaders.
     Heartbeat { sequence: u64, boot: u64, disk_stalled: bool },
-    /// The receiver of the heartbeat supports its sender in this epoch until one lease after receipt.
+    /// The receiver of the heartbeat supports its sender in this epoch until one lease after receipt. `sequence` and
+    /// `boot` are the heartbeat's: an answer to an earlier life of its sender proves nothing.
     HeartbeatReply { sequence: u64, boot: u64, support: SupportEpoch },
     /// A consensus message, encoded by the replica layer: `meta` is its header, `payload` the data of its entries.
     Raft { group: GroupId, from: ReplicaId, to: ReplicaId, meta: Bytes, payload: Bytes },

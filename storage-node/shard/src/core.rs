@@ -39,6 +39,16 @@ pub(crate) enum ReadPurpose {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotLeader;
 
+/// Where a node is to be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeAddress {
+    pub node: NodeId,
+    /// By nodes and attached machines.
+    pub peer: String,
+    /// The control API.
+    pub api: String,
+}
+
 /// What the rim carries out after a step, in this order of lists; within a list in order.
 #[derive(Debug, Default)]
 pub struct Effects {
@@ -47,7 +57,7 @@ pub struct Effects {
     pub clients: Vec<(ClientId, Reply)>,
     pub admin: Vec<(u64, AdminReply)>,
     /// Where other nodes are to be reached, as far as it changed; the rim keeps them over restarts.
-    pub addresses: Vec<(NodeId, String)>,
+    pub addresses: Vec<NodeAddress>,
     /// The disk failed: this shard serves nothing more. Told once.
     pub failed: Option<String>,
 }

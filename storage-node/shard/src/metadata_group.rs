@@ -14,7 +14,7 @@ use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::RecoveredGroup;
 
 use crate::admin::{AdminError, AdminReply, AdminRequest, NewVolume};
-use crate::core::Core;
+use crate::core::{Core, NodeAddress};
 use crate::machine::CatalogueMachine;
 
 /// Until an intent that brought no answer is sent again.
@@ -47,7 +47,7 @@ pub(crate) struct MetadataGroup {
     retry_at: Option<Timestamp>,
     stopped: Option<String>,
     /// Node addresses as last passed on to the rim.
-    addresses: BTreeMap<NodeId, String>,
+    addresses: Vec<NodeAddress>,
 }
 
 impl MetadataGroup {
@@ -68,7 +68,7 @@ impl MetadataGroup {
             looking: false,
             retry_at: None,
             stopped: None,
-            addresses: BTreeMap::new(),
+            addresses: Vec::new(),
         })
     }
 
@@ -300,10 +300,14 @@ impl MetadataGroup {
     }
 
     fn pass_on_addresses(&mut self, core: &mut Core) {
-        let known: BTreeMap<NodeId, String> =
-            self.catalogue().peers().into_iter().map(|(node, peer)| (node, peer.peer_address.to_owned())).collect();
+        let known: Vec<NodeAddress> = self.catalogue().peers().into_iter().map(|(node, peer)| NodeAddress {
+            node,
+            peer: peer.peer_address.to_owned(),
+            api: peer.api_address.to_owned(),
+        })
+        .collect();
         if known != self.addresses {
-            core.effects.addresses.extend(known.iter().map(|(node, address)| (*node, address.clone())));
+            core.effects.addresses.clone_from(&known);
             self.addresses = known;
         }
     }

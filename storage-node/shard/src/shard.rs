@@ -101,7 +101,6 @@ trait Driven {
     fn on_checkpoint_wanted(&mut self);
     fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64);
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str);
-    fn deadline(&self) -> Option<Timestamp>;
     fn lives_on(&self, node: NodeId) -> bool;
 }
 
@@ -143,10 +142,6 @@ impl<S: StateMachine> Driven for Replica<S> {
 
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str) {
         Replica::on_disk_failed(self, context, reason);
-    }
-
-    fn deadline(&self) -> Option<Timestamp> {
-        Replica::deadline(self)
     }
 
     fn lives_on(&self, node: NodeId) -> bool {

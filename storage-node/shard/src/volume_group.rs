@@ -217,8 +217,10 @@ impl VolumeGroup {
                     self.backlog.push_front((command, proposal));
                     return;
                 }
+                // The leadership is gone, also where its loss is still to be told.
                 Err(_) => {
                     self.backlog.push_front((command, proposal));
+                    self.serving = None;
                     return self.forget_requests(core);
                 }
             }

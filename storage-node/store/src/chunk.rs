@@ -94,7 +94,7 @@ use crate::group::{
 use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
 
 /// Most blocks of one read: the longest request.
-pub const READ_BLOCKS_MAX: u32 = 256;
+pub const READ_BLOCKS_MAX: u32 = 257;
 /// Most blocks of one [`Mutation::Zero`]: 64 MiB, the longest discard.
 pub const ZERO_BLOCKS_MAX: u64 = 1 << 14;
 

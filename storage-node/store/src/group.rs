@@ -11,8 +11,8 @@ use holdfast_id::{ClusterId, DiskId, GroupId, ReplicaId};
 
 /// Longest header of a record.
 pub const HEADER_BYTES_MAX: usize = 64 << 10;
-/// Longest payload of a record.
-pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+/// Longest payload of a record: 1 MiB that is not aligned touches one block more.
+pub const PAYLOAD_BYTES_MAX: usize = (1 << 20) + 4096;
 /// Longest hard state.
 pub const HARD_STATE_BYTES_MAX: usize = 256;
 /// Longest position.

@@ -16,7 +16,7 @@ use crate::ops::AlignedBuffer;
 /// First bytes of every superblock.
 const MAGIC: [u8; 8] = *b"HOLDFAST";
 /// Written by this program. A reader looks at the feature bits, not at this; it is for people.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 /// Features a program must know to read the disk.
 const INCOMPAT_KNOWN: u64 = 0;
 /// Features a program must know to write the disk.

@@ -1,0 +1,211 @@
+//! The control thread: gRPC over the cluster's mutual TLS, registration with the metadata plane, signals.
+
+mod cluster;
+mod convert;
+mod node;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use holdfast_api::channel;
+use holdfast_api::refusal::{self, LeaderHint};
+use holdfast_api::v1;
+use holdfast_api::v1::cluster_client::ClusterClient;
+use holdfast_api::v1::cluster_server::ClusterServer;
+use holdfast_api::v1::node_server::NodeServer;
+use holdfast_id::{NodeId, ReplicaId, VolumeId};
+use holdfast_metadata::Catalogue;
+use holdfast_shard::{AdminError, AdminReply, AdminRequest, NodeAddress, ShardReport};
+use holdfast_transport::TlsConfigs;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Status};
+
+use crate::addresses::AddressBook;
+use crate::config::Config;
+use crate::control::{Answer, Call, DiskState};
+use crate::rim::Control;
+
+/// How long the data thread may take to answer; beyond it something is wrong with the disk or the quorum.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// A call from node to node.
+const PEER_WITHIN: Duration = Duration::from_secs(2);
+/// Between two attempts to register, and between two reports once registered: new nodes are known to all within that.
+const REGISTER_EVERY: Duration = Duration::from_millis(250);
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+/// What every service needs.
+pub(crate) struct Services {
+    pub(crate) config: Arc<Config>,
+    pub(crate) control: Control,
+    pub(crate) tls: TlsConfigs,
+    pub(crate) node: NodeId,
+    pub(crate) started: Instant,
+}
+
+/// Serves until a signal; then stops the data thread.
+pub(crate) fn serve(config: &Arc<Config>, control: Control) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(async {
+        let (identity, roots) = config.credentials()?;
+        let tls = TlsConfigs::new(&identity, &roots).context("certificates make no TLS configuration")?;
+        let node = NodeId::from_bytes(identity.peer().id.to_be_bytes()).context("the certificate names no node")?;
+        let listener = TcpListener::bind(config.api)
+            .await
+            .with_context(|| format!("listen on {}: is another node running there?", config.api))?;
+        let context = Arc::new(Services {
+            config: Arc::clone(config),
+            control: control.clone(),
+            tls: tls.clone(),
+            node,
+            started: Instant::now(),
+        });
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let stop = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
+        let registration = tokio::spawn(register(Arc::clone(&context)));
+        let served = Server::builder()
+            .add_service(NodeServer::from_arc(Arc::clone(&context)))
+            .add_service(ClusterServer::from_arc(context))
+            .serve_with_incoming_shutdown(channel::incoming(listener, tls), stop)
+            .await;
+        registration.abort();
+        control.call(Call::Stop).await;
+        served.context("the control API failed")
+    })
+}
+
+impl Services {
+    /// Asks the data thread; a refusal becomes a status.
+    pub(crate) async fn call(&self, call: Call) -> Result<Answer, Status> {
+        match tokio::time::timeout(ANSWER_WITHIN, self.control.call(call)).await {
+            Ok(Answer::Refused(reason)) => Err(refusal::refuse(Code::FailedPrecondition, "NotReady", &reason)),
+            Ok(answer) => Ok(answer),
+            Err(_) => Err(refusal::refuse(
+                Code::DeadlineExceeded,
+                "NoAnswer",
+                "no answer within ten seconds: the metadata plane has no quorum, or the disk hangs",
+            )),
+        }
+    }
+
+    pub(crate) async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Status> {
+        match self.call(Call::Shard(request)).await? {
+            Answer::Shard(AdminReply::Failed(AdminError::NotLeader { leader })) => {
+                Err(refusal::not_leader(self.hint(leader).as_ref()))
+            }
+            Answer::Shard(AdminReply::Failed(error)) => {
+                Err(refusal::refuse(Code::FailedPrecondition, "Refused", &error.to_string()))
+            }
+            Answer::Shard(reply) => Ok(reply),
+            answer => Err(Status::internal(format!("an answer of the wrong kind: {answer:?}"))),
+        }
+    }
+
+    fn hint(&self, leader: Option<NodeId>) -> Option<LeaderHint> {
+        let node = leader?;
+        // Every replica of the metadata group knows the addresses, as of what it has applied.
+        let book = AddressBook::open(&self.config.dir).ok()?;
+        let api_address = book.iter().find(|(known, _)| *known == node)?.1.api.clone();
+        Some(LeaderHint { node_id: node.to_string(), api_address })
+    }
+
+    pub(crate) async fn catalogue(&self) -> Result<Box<Catalogue>, Status> {
+        match self.admin(AdminRequest::Catalogue).await? {
+            AdminReply::Catalogue(catalogue) => Ok(catalogue),
+            reply => Err(Status::internal(format!("an answer of the wrong kind: {reply:?}"))),
+        }
+    }
+
+    pub(crate) async fn report(&self) -> Result<Box<ShardReport>, Status> {
+        match self.admin(AdminRequest::Report).await? {
+            AdminReply::Report(report) => Ok(report),
+            reply => Err(Status::internal(format!("an answer of the wrong kind: {reply:?}"))),
+        }
+    }
+
+    pub(crate) async fn peer(&self, address: &str) -> Result<Channel, Status> {
+        channel::connect(address, &self.tls, PEER_WITHIN).await.map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    /// What this node tells the catalogue of itself; `None` while it belongs to no cluster.
+    async fn registration(&self) -> Option<v1::RegisterRequest> {
+        let Ok(Answer::Disk(view)) = self.call(Call::Probe).await else { return None };
+        let (disk, failed) = match view.state {
+            DiskState::Formatted(superblock) => (superblock.disk, false),
+            _ => return None,
+        };
+        let usage = self.report().await.ok()?.usage;
+        Some(v1::RegisterRequest {
+            node_id: self.node.to_string(),
+            name: self.config.name.clone(),
+            peer_address: self.config.listen.to_string(),
+            api_address: self.config.api.to_string(),
+            zone: String::new(),
+            disk_id: disk.to_string(),
+            capacity_bytes: usage.data_total,
+            free_bytes: usage.data_total.saturating_sub(usage.data_used + usage.data_reserved),
+            disk_failed: failed,
+        })
+    }
+}
+
+/// Tells the metadata plane who this node is and how full its disk is, and learns where the others are.
+async fn register(services: Arc<Services>) {
+    let mut pause = REGISTER_EVERY;
+    loop {
+        tokio::time::sleep(pause).await;
+        let Some(request) = services.registration().await else { continue };
+        match register_once(&services, &request).await {
+            Ok(nodes) => {
+                pause = REPORT_EVERY;
+                services.control.call(Call::Learn(nodes)).await;
+            }
+            Err(status) => {
+                pause = REGISTER_EVERY;
+                tracing::debug!(%status, "not registered yet");
+            }
+        }
+    }
+}
+
+/// At this node if it leads the metadata plane, else where it says, else anywhere.
+async fn register_once(services: &Services, request: &v1::RegisterRequest) -> Result<Vec<NodeAddress>, Status> {
+    let mut last = match cluster::register(services, request).await {
+        Ok(response) => return convert::addresses(response.nodes),
+        Err(status) => status,
+    };
+    let mut addresses: Vec<String> = refusal::leader(&last).into_iter().map(|hint| hint.api_address).collect();
+    if let Ok(book) = AddressBook::open(&services.config.dir) {
+        addresses.extend(book.iter().map(|(_, address)| address.api.clone()));
+    }
+    for address in addresses {
+        let result = async {
+            let mut client = ClusterClient::new(services.peer(&address).await?);
+            client.register(request.clone()).await
+        };
+        match result.await {
+            Ok(response) => return convert::addresses(response.into_inner().nodes),
+            Err(status) => last = status,
+        }
+    }
+    Err(last)
+}
+
+pub(crate) fn random_id() -> Result<[u8; 16], Status> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| Status::internal(format!("no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+pub(crate) fn new_volume_id() -> Result<VolumeId, Status> {
+    VolumeId::from_bytes(random_id()?).ok_or_else(|| Status::internal("a random identifier of all zeroes"))
+}
+
+pub(crate) fn new_replica_id() -> Result<ReplicaId, Status> {
+    ReplicaId::from_bytes(random_id()?).ok_or_else(|| Status::internal("a random identifier of all zeroes"))
+}

@@ -1,0 +1,382 @@
+//! The service `Cluster`: what concerns the catalogue. Answered by the metadata leader; others say who that is.
+
+use holdfast_api::refusal::refuse;
+use holdfast_api::v1;
+use holdfast_api::v1::cluster_server::Cluster;
+use holdfast_api::v1::node_client::NodeClient;
+use holdfast_id::VolumeId;
+use holdfast_metadata::catalogue::{Catalogue, DiskState, NodeState, Volume, VolumeState};
+use holdfast_metadata::command::{
+    Command, DeleteVolume, RegisterDisk, RegisterNode, ResizeVolume, SetNodeState, UpdateDisk,
+};
+use holdfast_metadata::reason::{explain_nodes, explain_volume};
+use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_shard::{AdminReply, AdminRequest, NewVolume};
+use holdfast_transport::{PeerIdentity, PeerRole};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::{Code, Request, Response, Status};
+
+use super::{PEER_WITHIN, Services, convert, new_replica_id, new_volume_id};
+
+/// Volumes of one page.
+const LIST_MAX: usize = 1000;
+/// How long `wait_ready` waits at the longest, and how often it looks.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// A copy this many entries behind its leader could not take over at once.
+const BEHIND_MAX: u64 = 1024;
+
+/// A node tells who and where it is; see the service.
+pub(crate) async fn register(
+    services: &Services,
+    request: &v1::RegisterRequest,
+) -> Result<v1::RegisterResponse, Status> {
+    let node = convert::parse("node_id", &request.node_id)?;
+    let disk = convert::parse("disk_id", &request.disk_id)?;
+    let catalogue = services.catalogue().await?;
+    let known = catalogue.nodes().get(&node).is_some_and(|known| {
+        known.name.as_str() == request.name
+            && known.peer_address == request.peer_address
+            && known.api_address == request.api_address
+    });
+    if !known {
+        let register = RegisterNode {
+            node,
+            name: name(&request.name)?,
+            peer_address: request.peer_address.clone(),
+            api_address: request.api_address.clone(),
+            zone: (!request.zone.is_empty()).then(|| request.zone.clone()),
+        };
+        change(services, Command::RegisterNode(register)).await?;
+    }
+    let (capacity_bytes, free_bytes) = (request.capacity_bytes, request.free_bytes);
+    match catalogue.disks().get(&disk) {
+        None => {
+            let register = RegisterDisk { disk, node, capacity_bytes };
+            change(services, Command::RegisterDisk(register)).await?;
+        }
+        // Figures that moved by less than a sixty-fourth decide no placement.
+        Some(known)
+            if known.free_bytes.abs_diff(free_bytes) > capacity_bytes / 64
+                || known.capacity_bytes != capacity_bytes
+                || request.disk_failed =>
+        {
+            let state = if request.disk_failed { DiskState::Failed } else { DiskState::Active };
+            let update = UpdateDisk { disk, capacity_bytes, free_bytes, state };
+            change(services, Command::UpdateDisk(update)).await?;
+        }
+        Some(_) => {}
+    }
+    let nodes = catalogue.peers().into_iter().map(|(node, peer)| v1::NodeAddress {
+        node_id: node.to_string(),
+        peer_address: peer.peer_address.to_owned(),
+        api_address: peer.api_address.to_owned(),
+    });
+    Ok(v1::RegisterResponse { nodes: nodes.collect() })
+}
+
+async fn change(services: &Services, command: Command) -> Result<bool, Status> {
+    convert::changed(services.admin(AdminRequest::Change(command)).await?)
+}
+
+fn name(text: &str) -> Result<Name, Status> {
+    Name::new(text).map_err(|error| refuse(Code::InvalidArgument, "InvalidSpec", &error.to_string()))
+}
+
+/// By name or identifier.
+fn find<'a>(catalogue: &'a Catalogue, wanted: &str) -> Result<(VolumeId, &'a Volume), Status> {
+    if let Some(found) = catalogue.volume_named(wanted) {
+        return Ok(found);
+    }
+    let by_id = wanted.parse().ok().and_then(|id| catalogue.volumes().get(&id).map(|volume| (id, volume)));
+    by_id.ok_or_else(|| refuse(Code::NotFound, "UnknownVolume", &format!("there is no volume {wanted}")))
+}
+
+fn generation(expected: u64) -> Option<u64> {
+    (expected != 0).then_some(expected)
+}
+
+#[tonic::async_trait]
+impl Cluster for Services {
+    async fn list_nodes(
+        &self,
+        _: Request<v1::ListNodesRequest>,
+    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+        let catalogue = self.catalogue().await?;
+        let report = self.report().await?;
+        let mut nodes: Vec<v1::ClusterNode> = Vec::new();
+        for (id, node) in catalogue.nodes() {
+            let mut view = convert::node(&catalogue, *id, node);
+            let peer = report.peers.iter().find(|(peer, ..)| peer == id);
+            view.connected = *id == self.node || peer.is_some_and(|(_, connected, suspected)| *connected && !suspected);
+            view.metadata_leader = *id == self.node;
+            if !view.connected && peer.is_some() {
+                view.reasons.push(v1::Reason {
+                    code: "NodeUnreachable".into(),
+                    message: format!("node {} does not answer the metadata leader", node.name),
+                    action: "start it, or mend its network".into(),
+                    subject: format!("node/{}", node.name),
+                });
+            }
+            nodes.push(view);
+        }
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Response::new(v1::ListNodesResponse {
+            nodes,
+            cluster_id: catalogue.cluster().to_string(),
+            revision: catalogue.revision(),
+        }))
+    }
+
+    async fn create_volume(
+        &self,
+        request: Request<v1::CreateVolumeRequest>,
+    ) -> Result<Response<v1::CreateVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let replicas = if request.replicas == 0 { 3 } else { request.replicas };
+        let spec = VolumeSpec {
+            size_bytes: request.size_bytes,
+            logical_block_bytes: if request.logical_block_bytes == 0 { 512 } else { request.logical_block_bytes },
+            replicas: u8::try_from(replicas).unwrap_or(u8::MAX),
+        };
+        let name = name(&request.name)?;
+        // Checked before identifiers are minted for it.
+        spec.check().map_err(|error| refuse(Code::InvalidArgument, "InvalidSpec", &error.to_string()))?;
+        let ids = (0..spec.replicas).map(|_| new_replica_id()).collect::<Result<Vec<_>, Status>>()?;
+        let new = NewVolume { volume: new_volume_id()?, replicas: ids, name: name.clone(), spec };
+        let already = match self.admin(AdminRequest::CreateVolume(new)).await? {
+            AdminReply::Exists { same: true, .. } => true,
+            AdminReply::Exists { same: false, .. } => {
+                let message = format!("a volume {name} exists with another size, block size or number of replicas");
+                return Err(refuse(Code::AlreadyExists, "VolumeDiffers", &message));
+            }
+            reply => !convert::changed(reply)?,
+        };
+        let until = Instant::now() + READY_WITHIN;
+        loop {
+            let catalogue = self.catalogue().await?;
+            let (id, volume) = find(&catalogue, name.as_str())?;
+            let waits = request.wait_ready && volume.state == VolumeState::Creating && Instant::now() < until;
+            if !waits {
+                let volume = Some(convert::volume(&catalogue, id, volume));
+                return Ok(Response::new(v1::CreateVolumeResponse { volume, already }));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn list_volumes(
+        &self,
+        request: Request<v1::ListVolumesRequest>,
+    ) -> Result<Response<v1::ListVolumesResponse>, Status> {
+        let request = request.into_inner();
+        let limit = match request.limit as usize {
+            0 => LIST_MAX,
+            limit => limit.min(LIST_MAX),
+        };
+        let catalogue = self.catalogue().await?;
+        let by_name: BTreeMap<&str, (VolumeId, &Volume)> =
+            catalogue.volumes().iter().map(|(id, volume)| (volume.name.as_str(), (*id, volume))).collect();
+        let mut rest = by_name.into_iter().filter(|(name, _)| *name > request.after.as_str());
+        let page: Vec<(&str, (VolumeId, &Volume))> = rest.by_ref().take(limit).collect();
+        let next = match (page.last(), rest.next()) {
+            (Some((last, _)), Some(_)) => (*last).to_owned(),
+            _ => String::new(),
+        };
+        let volumes = page.into_iter().map(|(_, (id, volume))| convert::volume(&catalogue, id, volume));
+        Ok(Response::new(v1::ListVolumesResponse { volumes: volumes.collect(), next, revision: catalogue.revision() }))
+    }
+
+    async fn get_volume(
+        &self,
+        request: Request<v1::GetVolumeRequest>,
+    ) -> Result<Response<v1::GetVolumeResponse>, Status> {
+        let catalogue = self.catalogue().await?;
+        let (id, volume) = find(&catalogue, &request.into_inner().volume)?;
+        let mut view = convert::volume(&catalogue, id, volume);
+        self.ask_replicas(&catalogue, volume, &mut view).await;
+        Ok(Response::new(v1::GetVolumeResponse { volume: Some(view) }))
+    }
+
+    async fn delete_volume(
+        &self,
+        request: Request<v1::DeleteVolumeRequest>,
+    ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let catalogue = self.catalogue().await?;
+        let Ok((id, _)) = find(&catalogue, &request.volume) else {
+            return Ok(Response::new(v1::DeleteVolumeResponse { gone: true }));
+        };
+        let expected_generation = generation(request.expected_generation);
+        change(self, Command::DeleteVolume(DeleteVolume { volume: id, expected_generation })).await?;
+        let until = Instant::now() + PEER_WITHIN;
+        loop {
+            let gone = !self.catalogue().await?.volumes().contains_key(&id);
+            if gone || Instant::now() >= until {
+                return Ok(Response::new(v1::DeleteVolumeResponse { gone }));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn resize_volume(
+        &self,
+        request: Request<v1::ResizeVolumeRequest>,
+    ) -> Result<Response<v1::ResizeVolumeResponse>, Status> {
+        let request = request.into_inner();
+        let catalogue = self.catalogue().await?;
+        let (id, _) = find(&catalogue, &request.volume)?;
+        let expected_generation = generation(request.expected_generation);
+        let resize = ResizeVolume { volume: id, size_bytes: request.size_bytes, expected_generation };
+        change(self, Command::ResizeVolume(resize)).await?;
+        let until = Instant::now() + PEER_WITHIN;
+        loop {
+            let catalogue = self.catalogue().await?;
+            let (id, volume) = find(&catalogue, &id.to_string())?;
+            if volume.provisioned_bytes >= request.size_bytes || Instant::now() >= until {
+                let volume = Some(convert::volume(&catalogue, id, volume));
+                return Ok(Response::new(v1::ResizeVolumeResponse { volume }));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
+        let request = request.into_inner();
+        let catalogue = self.catalogue().await?;
+        let reasons = match request.kind() {
+            v1::SubjectKind::Volume => {
+                let (id, volume) = find(&catalogue, &request.name)?;
+                let mut view = convert::volume(&catalogue, id, volume);
+                self.ask_replicas(&catalogue, volume, &mut view).await;
+                let planned = explain_volume(&catalogue, id).into_iter().map(convert::reason);
+                planned.chain(view.replicas.into_iter().filter_map(|replica| replica.reason)).collect()
+            }
+            v1::SubjectKind::Node => {
+                let subject = format!("node/{}", request.name);
+                let nodes = self.list_nodes(Request::new(v1::ListNodesRequest {})).await?.into_inner().nodes;
+                let node = nodes.into_iter().find(|node| node.name == request.name || node.node_id == request.name);
+                let Some(node) = node else {
+                    let message = format!("there is no node {}", request.name);
+                    return Err(refuse(Code::NotFound, "UnknownNode", &message));
+                };
+                let planned = explain_nodes(&catalogue).into_iter().filter(|reason| reason.subject == subject);
+                node.reasons.into_iter().chain(planned.map(convert::reason)).collect()
+            }
+            v1::SubjectKind::Cluster | v1::SubjectKind::Unspecified => {
+                let nodes = self.list_nodes(Request::new(v1::ListNodesRequest {})).await?.into_inner().nodes;
+                let volumes = catalogue.volumes().keys().flat_map(|id| explain_volume(&catalogue, *id));
+                let planned = explain_nodes(&catalogue).into_iter().chain(volumes).map(convert::reason);
+                nodes.into_iter().flat_map(|node| node.reasons).chain(planned).collect()
+            }
+        };
+        Ok(Response::new(v1::ExplainResponse { reasons }))
+    }
+
+    async fn register(&self, request: Request<v1::RegisterRequest>) -> Result<Response<v1::RegisterResponse>, Status> {
+        let peer = request.extensions().get::<PeerIdentity>().copied();
+        let request = request.into_inner();
+        let node: holdfast_id::NodeId = convert::parse("node_id", &request.node_id)?;
+        if peer != Some(PeerIdentity { role: PeerRole::Node, id: node.as_u128() }) {
+            return Err(refuse(Code::PermissionDenied, "NotYourself", "a node registers itself only"));
+        }
+        register(self, &request).await.map(Response::new)
+    }
+
+    async fn set_node_state(
+        &self,
+        request: Request<v1::SetNodeStateRequest>,
+    ) -> Result<Response<v1::SetNodeStateResponse>, Status> {
+        let request = request.into_inner();
+        let state = match request.state() {
+            v1::NodeState::Active => NodeState::Active,
+            v1::NodeState::Draining => NodeState::Draining,
+            v1::NodeState::Removed => NodeState::Removed,
+            v1::NodeState::Unspecified => {
+                return Err(refuse(Code::InvalidArgument, "InvalidArgument", "state: none was given"));
+            }
+        };
+        let catalogue = self.catalogue().await?;
+        let by_id = request.node.parse().ok().filter(|id| catalogue.nodes().contains_key(id));
+        let Some(node) = catalogue.node_named(&request.node).map(|(id, _)| id).or(by_id) else {
+            return Err(refuse(Code::NotFound, "UnknownNode", &format!("there is no node {}", request.node)));
+        };
+        change(self, Command::SetNodeState(SetNodeState { node, state })).await?;
+        let catalogue = self.catalogue().await?;
+        let view = catalogue.nodes().get(&node).map(|known| convert::node(&catalogue, node, known));
+        Ok(Response::new(v1::SetNodeStateResponse { node: view }))
+    }
+}
+
+impl Services {
+    /// Asks every member's node, side by side, what its replica says; fills in what they answer and judges it.
+    async fn ask_replicas(&self, catalogue: &Catalogue, volume: &Volume, view: &mut v1::Volume) {
+        let mut asked = Vec::new();
+        for entry in &volume.members {
+            let address = catalogue.nodes().get(&entry.member.node).map(|node| node.api_address.clone());
+            let (tls, volume_id) = (self.tls.clone(), view.volume_id.clone());
+            asked.push(tokio::spawn(async move {
+                let channel = holdfast_api::channel::connect(&address?, &tls, PEER_WITHIN).await.ok()?;
+                let request = v1::ListReplicasRequest { volume_id };
+                let answer = tokio::time::timeout(PEER_WITHIN, NodeClient::new(channel).list_replicas(request)).await;
+                answer.ok()?.ok()?.into_inner().replicas.into_iter().next()
+            }));
+        }
+        let mut answers = Vec::new();
+        for task in asked {
+            answers.push(task.await.ok().flatten());
+        }
+        let leader = answers.iter().flatten().filter(|answer| answer.serving).max_by_key(|answer| answer.term).cloned();
+        for (replica, answer) in view.replicas.iter_mut().zip(answers) {
+            judge(replica, answer, leader.as_ref(), &view.name);
+        }
+        let healthy = view.replicas.iter().filter(|replica| replica.healthy).count();
+        view.health = match (&leader, healthy == view.replicas.len()) {
+            (None, _) => v1::VolumeHealth::Unavailable,
+            (Some(_), true) => v1::VolumeHealth::Healthy,
+            (Some(_), false) => v1::VolumeHealth::Degraded,
+        }
+        .into();
+        if let Some(leader) = leader {
+            view.leader_node_id = leader.leader_node_id;
+            view.epoch = leader.epoch;
+            view.attached_to = leader.attached_to;
+        }
+    }
+}
+
+fn judge(
+    replica: &mut v1::ReplicaStatus,
+    answer: Option<v1::LocalReplica>,
+    leader: Option<&v1::LocalReplica>,
+    volume: &str,
+) {
+    let reason = |code: &str, message: String, action: &str| {
+        Some(v1::Reason { code: code.into(), message, action: action.into(), subject: format!("volume/{volume}") })
+    };
+    let node = replica.node_name.clone();
+    let Some(answer) = answer else {
+        replica.reason =
+            reason("ReplicaUnreachable", format!("the copy on {node} does not answer"), "start the node, or mend its network");
+        return;
+    };
+    replica.role = answer.role;
+    replica.term = answer.term;
+    replica.flushed_index = answer.flushed_index;
+    replica.applied_index = answer.applied_index;
+    let behind = leader.map_or(0, |leader| leader.committed_index.saturating_sub(answer.flushed_index));
+    let lagging = leader.is_some_and(|leader| leader.lagging_replica_ids.contains(&replica.replica_id));
+    replica.reason = if let Some(stopped) = answer.stopped {
+        Some(stopped)
+    } else if lagging {
+        let message = format!("the copy on {node} needs log entries that the leader no longer has");
+        reason("ReplicaLagging", message, "wait for its rebuild")
+    } else if behind > BEHIND_MAX {
+        reason("ReplicaBehind", format!("the copy on {node} is {behind} entries behind"), "wait: it is catching up")
+    } else {
+        None
+    };
+    replica.healthy = replica.reason.is_none();
+}

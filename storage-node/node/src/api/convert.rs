@@ -1,0 +1,145 @@
+//! Between the words of the API and those of the layers below.
+
+use holdfast_api::refusal::refuse;
+use holdfast_api::v1;
+use holdfast_consensus::Standing;
+use holdfast_id::NodeId;
+use holdfast_metadata::catalogue::{Catalogue, DiskState, Node, NodeState, Volume, VolumeState};
+use holdfast_metadata::reason::Reason;
+use holdfast_metadata::{Outcome, Refusal};
+use holdfast_shard::{AdminReply, NodeAddress, ReplicaReport};
+use std::str::FromStr;
+use tonic::{Code, Status};
+
+pub(crate) fn parse<T: FromStr>(field: &'static str, text: &str) -> Result<T, Status>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| refuse(Code::InvalidArgument, "InvalidArgument", &format!("{field}: {error}")))
+}
+
+pub(crate) fn addresses(nodes: Vec<v1::NodeAddress>) -> Result<Vec<NodeAddress>, Status> {
+    let one = |address: v1::NodeAddress| {
+        let node: NodeId = parse("node_id", &address.node_id)?;
+        Ok(NodeAddress { node, peer: address.peer_address, api: address.api_address })
+    };
+    nodes.into_iter().map(one).collect()
+}
+
+pub(crate) fn reason(reason: Reason) -> v1::Reason {
+    v1::Reason {
+        code: reason.code.to_owned(),
+        message: reason.message,
+        action: reason.action.to_owned(),
+        subject: reason.subject,
+    }
+}
+
+/// What a change of the catalogue came to. `Ok(true)`: it changed something.
+pub(crate) fn changed(reply: AdminReply) -> Result<bool, Status> {
+    match reply {
+        AdminReply::Changed(Outcome::Applied) => Ok(true),
+        AdminReply::Changed(Outcome::Unchanged) => Ok(false),
+        AdminReply::Changed(Outcome::Refused(refusal)) => Err(refused(&refusal)),
+        AdminReply::NotPlaced(error) => Err(refuse(Code::FailedPrecondition, error.code(), &error.to_string())),
+        reply => Err(Status::internal(format!("an answer of the wrong kind: {reply:?}"))),
+    }
+}
+
+fn refused(refusal: &Refusal) -> Status {
+    let code = match refusal {
+        Refusal::Spec(_) | Refusal::Shrink { .. } => Code::InvalidArgument,
+        Refusal::UnknownVolume { .. }
+        | Refusal::UnknownNode { .. }
+        | Refusal::UnknownDisk { .. }
+        | Refusal::UnknownReplica { .. } => Code::NotFound,
+        Refusal::NameTaken { .. } | Refusal::VolumeDiffers { .. } => Code::AlreadyExists,
+        Refusal::GenerationMismatch { .. } | Refusal::StalePlan { .. } => Code::Aborted,
+        Refusal::Limit { .. } => Code::ResourceExhausted,
+        Refusal::Deleting { .. }
+        | Refusal::NodeRemoved { .. }
+        | Refusal::DiskRetired { .. }
+        | Refusal::DiskMoved { .. }
+        | Refusal::Unsafe { .. } => Code::FailedPrecondition,
+    };
+    refuse(code, refusal.code(), &refusal.to_string())
+}
+
+pub(crate) fn role(replica: &ReplicaReport) -> v1::ReplicaRole {
+    match replica.standing {
+        Standing::Leader => v1::ReplicaRole::Leader,
+        Standing::Follower => v1::ReplicaRole::Follower,
+        Standing::PreCandidate | Standing::Candidate => v1::ReplicaRole::Candidate,
+    }
+}
+
+pub(crate) fn node_state(state: NodeState) -> v1::NodeState {
+    match state {
+        NodeState::Active => v1::NodeState::Active,
+        NodeState::Draining => v1::NodeState::Draining,
+        NodeState::Removed => v1::NodeState::Removed,
+    }
+}
+
+/// Without what only the replicas know.
+pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &Volume) -> v1::Volume {
+    let replicas = volume.members.iter().map(|entry| {
+        let node = catalogue.nodes().get(&entry.member.node);
+        v1::ReplicaStatus {
+            replica_id: entry.member.replica.to_string(),
+            node_id: entry.member.node.to_string(),
+            node_name: node.map_or_else(String::new, |node| node.name.to_string()),
+            peer_address: node.map_or_else(String::new, |node| node.peer_address.clone()),
+            disk_id: entry.member.disk.to_string(),
+            created: entry.created,
+            ..v1::ReplicaStatus::default()
+        }
+    });
+    let state = match volume.state {
+        VolumeState::Creating => v1::VolumeState::Creating,
+        VolumeState::Ready => v1::VolumeState::Ready,
+        VolumeState::Deleting => v1::VolumeState::Deleting,
+    };
+    v1::Volume {
+        volume_id: id.to_string(),
+        name: volume.name.to_string(),
+        size_bytes: volume.spec.size_bytes,
+        logical_block_bytes: volume.spec.logical_block_bytes,
+        replicas_wanted: u32::from(volume.spec.replicas),
+        state: state.into(),
+        reason: holdfast_metadata::reason::explain_volume(catalogue, id).into_iter().next().map(reason),
+        generation: volume.generation,
+        replicas: replicas.collect(),
+        ..v1::Volume::default()
+    }
+}
+
+pub(crate) fn node(catalogue: &Catalogue, id: NodeId, node: &Node) -> v1::ClusterNode {
+    let placed = catalogue.placed();
+    let disks = catalogue.disks().iter().filter(|(_, disk)| disk.node == id).map(|(disk_id, disk)| {
+        let placed = placed.get(disk_id).copied().unwrap_or_default();
+        let state = match disk.state {
+            DiskState::Active => v1::DiskState::Formatted,
+            DiskState::Failed => v1::DiskState::Failed,
+        };
+        v1::ClusterDisk {
+            disk_id: disk_id.to_string(),
+            state: state.into(),
+            capacity_bytes: disk.capacity_bytes,
+            free_bytes: disk.free_bytes,
+            placed_bytes: placed.bytes,
+            replicas: placed.replicas,
+        }
+    });
+    v1::ClusterNode {
+        node_id: id.to_string(),
+        name: node.name.to_string(),
+        peer_address: node.peer_address.clone(),
+        api_address: node.api_address.clone(),
+        zone: node.zone.clone().unwrap_or_default(),
+        state: node_state(node.state).into(),
+        metadata_member: catalogue.founders().values().any(|founder| *founder == id),
+        disks: disks.collect(),
+        ..v1::ClusterNode::default()
+    }
+}

@@ -171,13 +171,16 @@ impl Agent {
                 self.on_event(now, event);
             }
             at_once = self.turn(now);
-            if let Some(ends_at) = self.ends_at
-                && (now >= ends_at || self.volumes.values().all(|volume| volume.outstanding() == 0))
-            {
+            if self.ends_at.is_some_and(|ends_at| now >= ends_at || self.has_drained()) {
                 self.controls.values_mut().for_each(ControlConnection::write);
                 return Ok(());
             }
         }
+    }
+
+    /// Whether nobody is owed an answer that can still come, nor the state directory a record.
+    fn has_drained(&self) -> bool {
+        self.recorder.is_idle() && self.volumes.values().all(|volume| volume.outstanding() == 0)
     }
 
     fn deadline(&self) -> Option<Timestamp> {
@@ -237,8 +240,9 @@ impl Agent {
         }
         self.peers.flush();
         self.dirty = unfinished;
-        self.answer_waiters(now);
-        !self.dirty.is_empty()
+        // Who was answered may have sent the next command long ago.
+        let answered = self.answer_waiters(now);
+        answered || !self.dirty.is_empty()
     }
 
     fn pump_dirty(&mut self, now: Timestamp, unfinished: &mut BTreeSet<VolumeId>) {
@@ -437,7 +441,9 @@ impl Agent {
         }
     }
 
-    fn answer_waiters(&mut self, now: Timestamp) {
+    /// Returns whether anyone was answered.
+    fn answer_waiters(&mut self, now: Timestamp) -> bool {
+        let mut any = false;
         for waiter in std::mem::take(&mut self.waiters) {
             let still_there = self.controls.get(&waiter.slot).is_some_and(|control| control.serial == waiter.serial);
             if !still_there {
@@ -462,10 +468,14 @@ impl Agent {
                 Err(Failure { code: Code::Pending, message: format!("not through yet; it goes on. {reason}") })
             };
             match outcome.or_else(|| (now >= waiter.until).then(pending)) {
-                Some(result) => self.answer(waiter.slot, result),
+                Some(result) => {
+                    any = true;
+                    self.answer(waiter.slot, result);
+                }
                 None => self.waiters.push(waiter),
             }
         }
+        any
     }
 }
 

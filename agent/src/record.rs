@@ -4,6 +4,7 @@
 //! `<state directory>/<volume>.json` is `{"version":1,"volume":"...","epoch":4,"fenced":false}`. A file is replaced at
 //! once: written beside it, flushed, renamed, and the directory flushed. `lock` keeps a second agent out.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -63,6 +64,8 @@ struct Job {
 pub(crate) struct Recorder {
     jobs: Sender<Job>,
     done: Receiver<Recorded>,
+    /// Jobs started and not polled.
+    pending: Cell<usize>,
     /// Held as long as the agent lives.
     _lock: File,
 }
@@ -110,16 +113,23 @@ impl Recorder {
                 }
             })
             .map_err(at(directory))?;
-        Ok((Recorder { jobs, done, _lock: lock }, records))
+        Ok((Recorder { jobs, done, pending: Cell::new(0), _lock: lock }, records))
     }
 
     /// Stores the record, or removes it for `None`.
     pub fn start(&self, volume: VolumeId, record: Option<Record>) {
+        self.pending.set(self.pending.get() + 1);
         self.jobs.send(Job { volume, record }).expect("the thread ends after this handle");
     }
 
     pub fn poll(&self) -> Option<Recorded> {
-        self.done.try_recv().ok()
+        let recorded = self.done.try_recv().ok()?;
+        self.pending.set(self.pending.get() - 1);
+        Some(recorded)
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.pending.get() == 0
     }
 }
 

@@ -230,6 +230,21 @@ fn what_is_no_command_is_answered_and_what_never_ends_is_cut_off() {
 }
 
 #[test]
+fn commands_sent_ahead_are_answered_in_order() {
+    let (cluster, mut host) = (Cluster::start(), Host::new());
+    host.start(&cluster, false);
+    let mut control = host.control();
+    let attach = json!({ "version": 1, "command": "attach", "volume": host.spec(&cluster, "attach") });
+    let detach = json!({ "version": 1, "command": "detach", "volume": volume() });
+    let status = json!({ "version": 1, "command": "status" });
+    control.send(&format!("{attach}\n{status}\n{detach}\n{status}\n"));
+    assert_eq!(control.receive()["result"]["state"], "attached");
+    assert_eq!(control.receive()["result"]["volumes"][0]["state"], "attached");
+    assert_eq!(control.receive()["result"], json!(null));
+    assert_eq!(control.receive()["result"]["volumes"], json!([]));
+}
+
+#[test]
 fn several_connections_share_the_device() {
     let (cluster, mut host) = (Cluster::start(), Host::new());
     host.start(&cluster, true);

@@ -323,6 +323,7 @@ impl Client {
             (Refusal::UnknownVolume, phase) => {
                 // One node may only have lost its replica; the others decide.
                 self.unknown_at.insert(from);
+                self.search.on_unknown(from);
                 if phase == Phase::Opening && self.search.replicas().iter().all(|node| self.unknown_at.contains(node)) {
                     self.end(Phase::Refused, Error::Unavailable, ClientEffect::Refused(reason));
                 }

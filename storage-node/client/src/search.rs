@@ -174,6 +174,15 @@ impl Search {
         self.leader = Some(Leader { node, term: self.floor, proved: false });
     }
 
+    /// The node holds no replica (any more). Returns whether the leader was lost by this.
+    pub fn on_unknown(&mut self, node: NodeId) -> bool {
+        let lost = self.leader() == Some(node);
+        if lost {
+            self.leader = None;
+        }
+        lost
+    }
+
     /// Something was achieved, or begins to be wanted, or the leader is gone: the search starts afresh.
     pub fn restart(&mut self, now: Timestamp) {
         self.progress = now;

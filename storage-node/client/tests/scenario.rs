@@ -481,6 +481,19 @@ fn an_unknown_volume_is_believed_when_every_replica_says_so() {
 }
 
 #[test]
+fn a_leader_whose_replica_was_taken_away_is_left_at_once() {
+    let mut bench = Bench::serving();
+    bench.write(1);
+    bench.effects();
+    bench.reply(A, Reply::Refused { volume: volume(), instance: None, reason: Refusal::UnknownVolume });
+    assert_eq!(bench.client.status().leader, None);
+    bench.advance(Duration::from_millis(2));
+    assert_eq!(bench.effects().len(), 3, "every replica is asked, long before the quiet time");
+    bench.reply(B, leading(6));
+    assert_eq!(bench.sent(), [(B, 1)]);
+}
+
+#[test]
 fn a_write_that_is_given_up_falls_below_the_window() {
     let mut options = options(Mode::Attach { take_over: false });
     options.unavailable_after = Some(Duration::from_secs(5));

@@ -334,26 +334,33 @@ pub struct PeerStatus {
     #[prost(bool, tag = "5")]
     pub suspected: bool,
 }
+/// Which replicas to tell of.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListReplicasRequest {
     /// Only of this volume; empty: of every volume.
     #[prost(string, tag = "1")]
     pub volume_id: ::prost::alloc::string::String,
 }
+/// What the node's replicas say.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListReplicasResponse {
+    /// In the order of their volumes' identifiers.
     #[prost(message, repeated, tag = "1")]
     pub replicas: ::prost::alloc::vec::Vec<LocalReplica>,
 }
 /// A replica as its own node knows it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LocalReplica {
+    /// The volume it is a copy of.
     #[prost(string, tag = "1")]
     pub volume_id: ::prost::alloc::string::String,
+    /// Its own identifier.
     #[prost(string, tag = "2")]
     pub replica_id: ::prost::alloc::string::String,
+    /// What it does in its group now.
     #[prost(enumeration = "ReplicaRole", tag = "3")]
     pub role: i32,
+    /// The group's term as it knows it.
     #[prost(uint64, tag = "4")]
     pub term: u64,
     /// Node id of the leader it follows or is; empty where it knows none.
@@ -362,16 +369,22 @@ pub struct LocalReplica {
     /// It leads, and answers requests.
     #[prost(bool, tag = "6")]
     pub serving: bool,
+    /// The last entry of its log.
     #[prost(uint64, tag = "7")]
     pub last_index: u64,
+    /// The last entry durable here.
     #[prost(uint64, tag = "8")]
     pub flushed_index: u64,
+    /// The last entry it knows to be committed.
     #[prost(uint64, tag = "9")]
     pub committed_index: u64,
+    /// The last entry whose effect it shows.
     #[prost(uint64, tag = "10")]
     pub applied_index: u64,
+    /// The last entry its durable checkpoint contains.
     #[prost(uint64, tag = "11")]
     pub checkpointed_index: u64,
+    /// The volume's size as applied here, in bytes.
     #[prost(uint64, tag = "12")]
     pub size_bytes: u64,
     /// Attachment epoch as applied here; zero: never attached.
@@ -1266,30 +1279,38 @@ pub struct SetNodeStateResponse {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<ClusterNode>,
 }
+/// A node as it is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegisterRequest {
+    /// Must be the caller's own.
     #[prost(string, tag = "1")]
     pub node_id: ::prost::alloc::string::String,
+    /// The name people use; unique.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
+    /// Where it speaks to its peers and to agents.
     #[prost(string, tag = "3")]
     pub peer_address: ::prost::alloc::string::String,
+    /// Where it serves this API.
     #[prost(string, tag = "4")]
     pub api_address: ::prost::alloc::string::String,
     /// Empty where the nodes have no failure domain above them.
     #[prost(string, tag = "5")]
     pub zone: ::prost::alloc::string::String,
+    /// The disk it serves from.
     #[prost(string, tag = "6")]
     pub disk_id: ::prost::alloc::string::String,
     /// Bytes that can hold data, after the log's and the format's share.
     #[prost(uint64, tag = "7")]
     pub capacity_bytes: u64,
+    /// Bytes of them that hold nothing and are promised to nobody.
     #[prost(uint64, tag = "8")]
     pub free_bytes: u64,
     /// The disk failed while it was in use; for good.
     #[prost(bool, tag = "9")]
     pub disk_failed: bool,
 }
+/// What a node has to know of the others.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RegisterResponse {
     /// Every node the catalogue knows, so that the caller finds its peers without it from now on.

@@ -63,6 +63,7 @@ mod layout;
 mod open;
 mod overlay;
 mod page;
+mod plan;
 mod read;
 mod space;
 mod walk;

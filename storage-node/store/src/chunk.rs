@@ -44,7 +44,8 @@
 //! A read takes the overlay's pieces and the durable root when it is called, so it is one point in time. Two rules keep
 //! what it goes on to fetch from changing under it: blocks are overwritten only after every read from before the
 //! layer was frozen has finished (reads from after it find those blocks in the layer), and what a checkpoint frees is
-//! reused only after every read from before its header was durable has finished.
+//! reused only after every read from before its header was durable has finished. What a frozen map names is never
+//! overwritten, and after a thaw the first rule holds for reads of the frozen map too.
 //!
 //! # Corruption
 //!
@@ -62,6 +63,7 @@ mod layout;
 mod open;
 mod overlay;
 mod page;
+mod plan;
 mod read;
 mod space;
 mod walk;
@@ -106,7 +108,7 @@ pub struct Limits {
     pub group_overlay_bytes: u64,
     /// As above, for all groups together: the largest one is asked.
     pub overlay_bytes: u64,
-    /// Decoded map pages kept; a leaf takes about 1.4 KiB, an inner page 6 KiB.
+    /// Decoded map pages kept; a leaf takes about 1.5 KiB, one of the few inner pages 8 KiB.
     pub cached_pages: usize,
 }
 

@@ -4,26 +4,20 @@
 //! while many writes wait, so that a large layer neither stalls the shard nor fills memory: jobs refer to the overlay's
 //! buffers and are copied, into aligned ones, only when they are submitted.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use bytes::Bytes;
 use holdfast_id::GroupId;
 
 use crate::chunk::header::{Counts, Header};
-use crate::chunk::layout::{Named, Place, SLOT_BLOCKS, SLOT_BYTES};
-use crate::chunk::overlay::{Content, Layer, Piece};
-use crate::chunk::page::{Child, FAN_OUT_BITS, LEAF_BLOCKS, Leaf, Page, PageId, PageRef, Root};
+use crate::chunk::layout::{Named, Place, SLOT_BYTES};
+use crate::chunk::plan::{Plan, level_for};
 use crate::chunk::space::state_slots;
-use crate::chunk::walk::{Found, Waiter, Walk};
 use crate::chunk::{Chunks, Pending};
 use crate::device::BLOCK_BYTES;
 use crate::group::StoreEvent;
 use crate::ops::{AlignedBuffer, DeviceError, DeviceOp};
 
-/// Planning pauses while more jobs than this wait to be submitted.
-const JOBS_MAX: usize = 256;
-/// Map pages looked up at the same time.
-const WALKS_MAX: usize = 32;
 /// Operations of a checkpoint in flight; few, because the WAL and reads share the disk.
 const OPERATIONS_MAX: usize = 8;
 /// Adjacent jobs are written together up to this many bytes.
@@ -41,13 +35,13 @@ pub enum Kind {
 pub struct Commit {
     kind: Kind,
     /// What the header will say; root and counts are filled in by planning.
-    header: Header,
+    pub header: Header,
     /// Reads below this serial number may still need blocks this commit overwrites.
     barrier: u64,
     stage: Stage,
-    plan: Plan,
-    jobs: VecDeque<Job>,
-    copies: VecDeque<CopyJob>,
+    pub plan: Plan,
+    pub jobs: VecDeque<Job>,
+    pub copies: VecDeque<CopyJob>,
     /// In flight, but for headers and flushes.
     operations: usize,
     wrote: bool,
@@ -55,9 +49,9 @@ pub struct Commit {
     /// rots neither hides a group nor brings a deleted one back.
     headers: u8,
     /// What only the previous checkpoint names.
-    freed: Vec<Named>,
+    pub freed: Vec<Named>,
     /// What only the new one names.
-    taken: Vec<Named>,
+    pub taken: Vec<Named>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,20 +64,6 @@ enum Stage {
     Header,
 }
 
-/// Which pages of the new map have been made, level by level.
-#[derive(Debug, Default)]
-struct Plan {
-    level: u8,
-    /// Level of the new root.
-    top: u8,
-    todo: BTreeSet<u64>,
-    walking: usize,
-    /// New references to pages of the level below, and of this one. `None`: the page is gone.
-    below: BTreeMap<u64, Option<Child>>,
-    done: BTreeMap<u64, Option<Child>>,
-    finished: bool,
-}
-
 /// Bytes on their way to a place.
 #[derive(Debug)]
 pub struct Job {
@@ -94,10 +74,10 @@ pub struct Job {
 /// A slot that may not be overwritten, on its way to a fresh one.
 #[derive(Debug)]
 pub struct CopyJob {
-    from: Place,
-    to: Place,
+    pub from: Place,
+    pub to: Place,
     /// New data by block within the slot.
-    changed: Vec<(u64, Bytes)>,
+    pub changed: Vec<(u64, Bytes)>,
 }
 
 /// What a completion of a commit is for.
@@ -137,7 +117,7 @@ impl Commit {
         self.barrier = self.barrier.max(serial);
     }
 
-    fn count(&mut self, change: impl FnOnce(&mut Counts)) {
+    pub fn count(&mut self, change: impl FnOnce(&mut Counts)) {
         if let Some(counts) = &mut self.header.counts {
             change(counts);
         }
@@ -193,13 +173,6 @@ impl Chunks {
         self.commit = Some(commit);
     }
 
-    pub(super) fn walk_for_commit(&mut self, walk: Walk) {
-        let mut commit = self.commit.take().expect("a walk of a commit is under way");
-        commit.plan.walking -= 1;
-        self.look_up(&mut commit, walk);
-        self.commit = Some(commit);
-    }
-
     /// Sets out what there is to plan, and writes the intent where blocks may be overwritten.
     fn begin(&mut self, commit: &mut Commit) {
         let group = self.groups.get_mut(&commit.header.group).expect("a commit is of a group");
@@ -226,187 +199,6 @@ impl Chunks {
         let mut intent = group.header.clone();
         intent.write_back_to = unsettled.max(layer.last_index());
         self.put_header(&intent, CommitIo::Intent);
-    }
-
-    fn plan(&mut self, commit: &mut Commit) {
-        while !commit.plan.finished && !self.failed {
-            while commit.plan.walking < WALKS_MAX && commit.jobs.len() + commit.copies.len() < JOBS_MAX && !self.failed
-            {
-                let Some(number) = commit.plan.todo.pop_first() else { break };
-                let group = &self.groups[&commit.header.group];
-                match Walk::new(group, group.header.root, commit.plan.level, number) {
-                    Some(walk) => self.look_up(commit, walk),
-                    None => self.plan_page(commit, number, &Found::Absent),
-                }
-            }
-            if commit.plan.walking > 0 || !commit.plan.todo.is_empty() {
-                return;
-            }
-            self.finish_level(commit);
-        }
-    }
-
-    fn look_up(&mut self, commit: &mut Commit, walk: Walk) {
-        let number = walk.number;
-        match self.find(walk, |walk| Waiter::Commit { walk }) {
-            Some(found) => self.plan_page(commit, number, &found),
-            None => commit.plan.walking += 1,
-        }
-    }
-
-    /// Makes the new version of a page of the level being planned, if it changes.
-    fn plan_page(&mut self, commit: &mut Commit, number: u64, found: &Found) {
-        let level = commit.plan.level;
-        let (absent, lost) = (Page::empty(level), Page::lost(level));
-        let (old, old_at) = match found {
-            Found::Page { at, page } => (&**page, Some(*at)),
-            Found::Absent => (&absent, None),
-            Found::Lost { at } => (&lost, *at),
-        };
-        if matches!(found, Found::Lost { .. }) {
-            commit.header.counts = None;
-        }
-        let new = if level == 0 {
-            let Some(leaf) = self.plan_leaf(commit, number, old.leaf()) else { return };
-            Page::Leaf(Box::new(leaf))
-        } else {
-            let mut inner = old.inner().clone();
-            for (child, page) in commit.plan.below.range(number << FAN_OUT_BITS..(number + 1) << FAN_OUT_BITS) {
-                inner.children[(child & 0xff) as usize] = *page;
-            }
-            Page::Inner(Box::new(inner))
-        };
-        if let Some(at) = old_at {
-            commit.freed.push(Named::Page(at.place));
-            commit.count(|counts| counts.pages -= 1);
-        }
-        if new.is_empty() {
-            commit.plan.done.insert(number, None);
-            return;
-        }
-        let Some(place) = self.allocator.take_page() else { return self.fail_for_space() };
-        let Header { group, replica, .. } = commit.header;
-        let data = new.encode(&PageId { group, replica, level, number }, commit.header.generation);
-        let page = PageRef { place, crc: crc32c::crc32c(&data) };
-        commit.plan.done.insert(number, Some(Child { page, index: new.index() }));
-        commit.taken.push(Named::Page(place));
-        commit.count(|counts| counts.pages += 1);
-        commit.jobs.push_back(Job { place, data: Bytes::from(data) });
-        // Nobody finds it before the header is durable, by when it is written.
-        self.cache.insert(place, std::sync::Arc::new(new));
-    }
-
-    /// Gives every changed slot of a leaf its place and checksums. `None`: nothing changes.
-    fn plan_leaf(&mut self, commit: &mut Commit, number: u64, old: &Leaf) -> Option<Leaf> {
-        let group = &self.groups[&commit.header.group];
-        let layer = group.frozen.clone().expect("what is planned is frozen");
-        let mut leaf = old.clone();
-        let first_slot = number * LEAF_BLOCKS / SLOT_BLOCKS;
-        for (i, slot) in (first_slot..).take(leaf.slots.len()).enumerate() {
-            let pieces = layer.range(slot * SLOT_BLOCKS..(slot + 1) * SLOT_BLOCKS);
-            if !pieces.is_empty() {
-                self.plan_slot(commit, &layer, &mut leaf, i, slot, &pieces);
-                let (before, after) = (old.slot_hash(number, i), leaf.slot_hash(number, i));
-                commit.count(|counts| counts.hash = counts.hash.wrapping_sub(before).wrapping_add(after));
-            }
-            let entry = &mut leaf.slots[i];
-            if entry.present == 0 && entry.index < commit.header.forget_below {
-                entry.index = 0;
-            }
-        }
-        (leaf != *old).then_some(leaf)
-    }
-
-    fn plan_slot(
-        &mut self,
-        commit: &mut Commit,
-        layer: &Layer,
-        leaf: &mut Leaf,
-        i: usize,
-        slot: u64,
-        pieces: &[Piece],
-    ) {
-        let (mut written, mut zeroed) = (0u16, 0u16);
-        let mut changed = Vec::new();
-        let entry = &mut leaf.slots[i];
-        for piece in pieces {
-            for n in 0..piece.count as usize {
-                let block = (piece.first + n as u64) % SLOT_BLOCKS;
-                let checksum = match &piece.content {
-                    Content::Data { checksums, checksum, .. } => {
-                        written |= 1 << block;
-                        checksums[checksum + n]
-                    }
-                    Content::Zero => {
-                        zeroed |= 1 << block;
-                        0
-                    }
-                };
-                leaf.checksums[i * SLOT_BLOCKS as usize + block as usize] = checksum;
-            }
-            if let Content::Data { data, .. } = &piece.content {
-                changed.push((piece.first % SLOT_BLOCKS, data.clone()));
-            }
-        }
-        // Zeroing what no replica ever held is no change. What this layer wrote and zeroed again is one, for another
-        // replica may have had a checkpoint in between: without a tombstone a delta would leave it the old bytes.
-        if written == 0 && entry.place.is_none() && entry.lost == 0 && !layer.has_written(slot) {
-            return;
-        }
-        let old = *entry;
-        entry.index = pieces.iter().map(|piece| piece.index).max().unwrap_or(entry.index);
-        entry.present = old.present & !zeroed | written;
-        entry.lost &= !(zeroed | written);
-        if entry.present == 0 {
-            entry.place = Place::NONE;
-        } else if old.place.is_none() || written != 0 && self.is_shared(commit.header.group, old.place) {
-            let Some(place) = self.allocator.take_slot() else { return self.fail_for_space() };
-            entry.place = place;
-            commit.taken.push(Named::Slot(place));
-            commit.count(|counts| counts.slots += 1);
-        }
-        let (kept, place) = (old.present & entry.present & !written, entry.place);
-        if !old.place.is_none() && old.place != place {
-            commit.freed.push(Named::Slot(old.place));
-            commit.count(|counts| counts.slots -= 1);
-        }
-        if old.place != place && kept != 0 {
-            commit.copies.push_back(CopyJob { from: old.place, to: place, changed });
-        } else {
-            let jobs = changed.into_iter().map(|(block, data)| Job { place: Place(place.0 + block), data });
-            commit.jobs.extend(jobs);
-        }
-    }
-
-    /// Whether a slot must not be overwritten although the group's own map names it: a frozen map does too.
-    fn is_shared(&self, group: GroupId, place: Place) -> bool {
-        let latest = self.groups[&group].freezes.last();
-        latest.is_some_and(|freeze| !freeze.fresh.contains(&Named::Slot(place)))
-    }
-
-    fn finish_level(&mut self, commit: &mut Commit) {
-        let Header { root, index, .. } = self.groups[&commit.header.group].header;
-        let plan = &mut commit.plan;
-        if plan.done.is_empty() {
-            plan.finished = true;
-            return;
-        }
-        if plan.level == root.level && plan.level < plan.top && root.page.is_some() {
-            // The map grows: the old root, where it was not itself rewritten, becomes the first child.
-            plan.done.entry(0).or_insert(root.page.map(|page| Child { page, index }));
-        }
-        if plan.level == plan.top {
-            assert_eq!(plan.done.len(), 1, "one page covers the map");
-            commit.header.root = match plan.done[&0] {
-                Some(child) => Root { page: Some(child.page), level: plan.top },
-                None => Root::default(),
-            };
-            plan.finished = true;
-            return;
-        }
-        plan.below = std::mem::take(&mut plan.done);
-        plan.todo = plan.below.keys().map(|number| number >> FAN_OUT_BITS).collect();
-        plan.level += 1;
     }
 
     fn submit(&mut self, commit: &mut Commit) {
@@ -512,14 +304,4 @@ impl Chunks {
         }
         self.free_later(freed);
     }
-
-    fn fail_for_space(&mut self) {
-        // Promises are made before appends are accepted, so this is a promise that was not asked for.
-        self.fail("a checkpoint found no space that was promised to it".to_owned());
-    }
-}
-
-/// Lowest level of a root that covers a leaf.
-fn level_for(leaf: u64) -> u8 {
-    (0..).find(|level| leaf >> (FAN_OUT_BITS * u32::from(*level)) == 0).expect("a block number bounds the level")
 }

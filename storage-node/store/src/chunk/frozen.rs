@@ -130,9 +130,9 @@ impl Chunks {
     /// Asks which slots of a frozen map, from `from_slot` on, changed above an index;
     /// [`Chunks::take_changes`] has the answer later. Tombstones are told as slots without present blocks.
     pub fn changed_since(&mut self, group: GroupId, id: FrozenId, above: u64, from_slot: u64, token: u64) {
-        let Some((replica, root)) = self.frozen_root(group, id) else {
-            self.changes.push(ChangesAnswer { token, result: Err(ReadError::UnknownGroup) });
-            return;
+        let (replica, root) = match self.frozen_root(group, id) {
+            Ok(found) => found,
+            Err(error) => return self.changes.push(ChangesAnswer { token, result: Err(error) }),
         };
         let page_id = PageId { group, replica, level: root.level, number: 0 };
         let root = root.page.map(|page| (page_id, Child { page, index: u64::MAX }));
@@ -148,21 +148,24 @@ impl Chunks {
         std::mem::take(&mut self.changes)
     }
 
-    /// As [`Chunks::read`], of a frozen map.
+    /// As [`Chunks::read`], of a frozen map. A map that was thawed is as unknown as its group would be.
     pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
         match self.frozen_root(group, id) {
-            Some((_, root)) => {
+            Ok((_, root)) => {
                 self.start_map_read(group, root, first_block, u64::from(count), Vec::new(), token);
                 self.advance();
             }
-            None => self.events.push(StoreEvent::Read { token, result: Err(ReadError::UnknownGroup) }),
+            Err(error) => self.events.push(StoreEvent::Read { token, result: Err(error) }),
         }
     }
 
-    fn frozen_root(&self, group: GroupId, id: FrozenId) -> Option<(ReplicaId, Root)> {
-        let found = self.groups.get(&group).filter(|found| !found.deleting && !self.failed)?;
-        let freeze = found.freezes.iter().find(|freeze| freeze.frozen.id == id)?;
-        Some((found.header.replica, freeze.root))
+    fn frozen_root(&self, group: GroupId, id: FrozenId) -> Result<(ReplicaId, Root), ReadError> {
+        if self.failed {
+            return Err(ReadError::Failed);
+        }
+        let found = self.groups.get(&group).filter(|found| !found.deleting).ok_or(ReadError::UnknownGroup)?;
+        let freeze = found.freezes.iter().find(|freeze| freeze.frozen.id == id).ok_or(ReadError::UnknownGroup)?;
+        Ok((found.header.replica, freeze.root))
     }
 
     pub(super) fn advance_question(&mut self, serial: u64) {

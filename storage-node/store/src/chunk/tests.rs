@@ -5,4 +5,5 @@ mod damage;
 mod golden;
 mod harness;
 mod oracle;
+mod readers;
 mod space;

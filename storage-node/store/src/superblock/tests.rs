@@ -50,7 +50,7 @@ fn one_good_copy_of_two_is_enough_and_none_is_told() {
         let device = disk();
         device.corrupt(offset + 100, 1);
         assert_eq!(Superblock::read(&device).unwrap(), Some(golden()));
-        assert_eq!(Superblock::whole_copies(&device).unwrap()[copy], false);
+        assert!(!Superblock::whole_copies(&device).unwrap()[copy]);
     }
     let device = disk();
     COPIES.iter().for_each(|offset| device.corrupt(offset + 100, 1));

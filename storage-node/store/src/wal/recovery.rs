@@ -96,11 +96,9 @@ pub(crate) fn inspect(
     let chain = Chain::link(&scan);
     let logs = replay::replay(&chain, bases)?;
     let stretch = |node: &Node<'_>| match node {
-        Node::Whole { found: Found { header, .. }, .. } => Stretch::Whole {
-            sequence: header.sequence,
-            generation: header.generation,
-            bytes: u64::from(header.length),
-        },
+        Node::Whole { found: Found { header, .. }, .. } => {
+            Stretch::Whole { sequence: header.sequence, generation: header.generation, bytes: u64::from(header.length) }
+        }
         Node::Damaged { header, table } => {
             Stretch::Damaged { sequence: header.sequence, offset: header.offset, groups: table.len() }
         }
@@ -108,7 +106,8 @@ pub(crate) fn inspect(
     };
     let mut stretches: Vec<Stretch> = chain.nodes.iter().map(stretch).collect();
     let behind = scan.found.range(chain.flushed_sequence + 1..);
-    stretches.extend(behind.map(|(sequence, found)| Stretch::Torn { sequence: *sequence, offset: found.header.offset }));
+    stretches
+        .extend(behind.map(|(sequence, found)| Stretch::Torn { sequence: *sequence, offset: found.header.offset }));
     let marked = scan.mark().map(|mark| mark.sequence);
     let inspection = Inspection { stretches, marked, unreadable: scan.unreadable.clone() };
     let log = |(base, replayed): (&GroupBase, replay::Replayed)| {

@@ -2,8 +2,9 @@
 
 use crate::chunk::layout::{Named, Place};
 use crate::chunk::page::LEAF_BLOCKS;
-use crate::chunk::tests::harness::{Machine, group, replica, state, write};
-use crate::group::{Damage, ReadError, StoreError};
+use crate::chunk::tests::harness::{Machine, group, replica, state, write, zero};
+use crate::group::{Damage, ReadError, StoreError, StoreEvent};
+use crate::ops::{DeviceError, DeviceOp};
 
 /// Three leaves of data below an inner page, all of it checkpointed.
 fn prepared() -> Machine {
@@ -173,7 +174,7 @@ fn an_old_header_whose_slots_have_a_new_owner_damages_only_its_group() {
     machine.settle();
     // Replace all of group 0's pages and free a slot, which group 1 then takes.
     let numbers = machine.numbers(1);
-    machine.apply(group(0), vec![write(8, &numbers), crate::chunk::tests::harness::zero(256, 256)]);
+    machine.apply(group(0), vec![write(8, &numbers), zero(256, 256)]);
     machine.checkpoint(group(0), state(3, 0));
     machine.settle();
     for n in 0..16 {
@@ -204,12 +205,71 @@ fn a_failed_write_fails_the_disk_and_every_read_in_flight() {
     machine.chunks.read(group(0), 256, 16, 99);
     machine.checkpoint(group(0), state(3, 0));
     let ops = machine.chunks.take_ops();
-    let header = ops.iter().find(|op| matches!(op, crate::ops::DeviceOp::Write { durable: true, .. })).unwrap();
-    let error = crate::ops::DeviceError::Flush { reason: "gone".to_owned() };
+    let header = ops.iter().find(|op| matches!(op, DeviceOp::Write { durable: true, .. })).unwrap();
+    let error = DeviceError::Flush { reason: "gone".to_owned() };
     machine.chunks.on_completion(header.id(), Err(error));
     let events = machine.chunks.take_events();
-    assert!(matches!(&events[0], crate::group::StoreEvent::Read { token: 99, result: Err(ReadError::Failed) }));
-    assert!(matches!(&events[1], crate::group::StoreEvent::Failed { reason } if reason.contains("gone")));
+    assert!(matches!(&events[0], StoreEvent::Read { token: 99, result: Err(ReadError::Failed) }));
+    assert!(matches!(&events[1], StoreEvent::Failed { reason } if reason.contains("gone")));
     assert_eq!(machine.chunks.checkpoint(group(0), 9, 0, state(1, 0)), Err(StoreError::Failed));
     assert!(machine.chunks.take_ops().is_empty());
+}
+
+/// Completes everything, reads with an error.
+fn fail_reads(machine: &mut Machine) {
+    for op in machine.chunks.take_ops() {
+        let DeviceOp::Read { id, offset, length } = op else { panic!("only reads were asked for") };
+        let error = DeviceError::Read { offset, length: u64::from(length), reason: "medium".to_owned() };
+        machine.chunks.on_completion(id, Err(error));
+    }
+}
+
+#[test]
+fn a_block_or_page_that_cannot_be_read_is_lost_like_one_that_reads_wrong() {
+    let mut machine = prepared();
+    machine.read(group(0), 8, 4);
+    machine.settle();
+    machine.chunks.read(group(0), 8, 4, 70);
+    fail_reads(&mut machine);
+    let corrupt = |first_block, count| Err(ReadError::Corrupt { first_block, count });
+    assert_eq!(machine.chunks.take_events(), [StoreEvent::Read { token: 70, result: corrupt(8, 4) }]);
+    // The blocks themselves are asked for again; only pages are given up at once.
+    machine.read(group(0), 8, 4);
+    machine.settle();
+    assert_eq!(machine.failures, []);
+
+    machine.reopen();
+    machine.chunks.read(group(0), 600, 10, 71);
+    fail_reads(&mut machine);
+    assert_eq!(machine.chunks.take_events(), [StoreEvent::Read { token: 71, result: corrupt(600, 10) }]);
+    assert_eq!((machine.chunks.counters().read_errors, machine.chunks.counters().corrupt_pages), (1, 1));
+    assert_eq!(read_fails(&mut machine, 8, 1), ReadError::Corrupt { first_block: 8, count: 1 }, "its root is given up");
+    assert_eq!(machine.reopen()[0].damage, None);
+    machine.read(group(0), 8, 1);
+    machine.settle();
+    assert_eq!(machine.failures, [], "until the next open finds it whole");
+}
+
+#[test]
+fn a_copy_of_a_rotten_slot_keeps_its_neighbours_and_its_rot() {
+    let mut machine = prepared();
+    machine.read(group(0), 8, 4);
+    machine.settle();
+    let leaf = leaf_place(&mut machine, 0);
+    let leaf = machine.chunks.cache.get(leaf).expect("just read");
+    let at = offset(&machine, Place(leaf.leaf().slots[0].place.0 + 10));
+    let frozen = machine.chunks.freeze(group(0)).unwrap();
+    let numbers = machine.numbers(1);
+    machine.apply(group(0), vec![write(9, &numbers)]);
+    machine.disk.rot(at);
+    machine.checkpoint(group(0), state(3, 0));
+    machine.settle();
+    assert_eq!(read_fails(&mut machine, 8, 8), ReadError::Corrupt { first_block: 10, count: 1 });
+    machine.read(group(0), 8, 2);
+    machine.read(group(0), 11, 5);
+    machine.read_frozen(group(0), frozen, 9, 1);
+    machine.settle();
+    assert_eq!(machine.failures, []);
+    machine.chunks.thaw(group(0), frozen.id);
+    machine.check_leaks();
 }

@@ -404,12 +404,17 @@ impl Machine {
 
     /// Takes what the chunks want done, and what they have to tell.
     pub fn collect(&mut self) {
-        for op in self.chunks.take_ops() {
-            assert!(!op.id().is_wal());
-            self.in_flight.push(InFlight { op, later: 0 });
-        }
+        let ops = self.chunks.take_ops();
+        self.submit(ops);
         for event in self.chunks.take_events() {
             self.on_event(event);
+        }
+    }
+
+    pub fn submit(&mut self, ops: Vec<DeviceOp>) {
+        for op in ops {
+            assert!(!op.id().is_wal());
+            self.in_flight.push(InFlight { op, later: 0 });
         }
     }
 

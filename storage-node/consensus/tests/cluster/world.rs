@@ -488,9 +488,14 @@ impl World {
             }),
             91..97 => self.cut.clear(),
             97..99 => {
-                let other = node(self.dice.pick(&NODES));
-                if let Some(node) = self.nodes.get_mut(&n) {
-                    node.pairs.on_closed(other);
+                // Connections to the leader's node close while heartbeats go on: at one node, or at all.
+                let suspect = node(at);
+                let everybody = self.dice.one_in(2);
+                for other in NODES.into_iter().filter(|other| everybody || *other == n) {
+                    if let Some(node) = self.nodes.get_mut(&other) {
+                        node.pairs.on_closed(suspect);
+                        self.settle(other);
+                    }
                 }
             }
             _ => {

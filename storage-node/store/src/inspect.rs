@@ -16,6 +16,8 @@ pub struct Description {
     superblock: Superblock,
     wal: Inspection,
     groups: Vec<GroupDescription>,
+    /// Entries of the group table none of whose copies can be read.
+    damaged_entries: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -47,7 +49,7 @@ pub struct Finding {
 /// Reads the superblock, the whole WAL and every map.
 pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
     let superblock = Superblock::read(device)?.ok_or(OpenError::NotFormatted)?;
-    let (_, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
+    let (chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
     let bases: Vec<_> = checkpointed.iter().map(crate::store::base_of).collect();
     let (wal, logs) = inspect(device, &superblock, &bases)?;
     let groups = checkpointed
@@ -60,7 +62,7 @@ pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
             damage: checkpointed.damage.or(log.damage),
         })
         .collect();
-    Ok(Description { superblock, wal, groups })
+    Ok(Description { superblock, wal, groups, damaged_entries: chunks.damaged_entries().to_vec() })
 }
 
 /// Everything that is wrong, the worst first. A disk that cannot be described at all is an error of its own.
@@ -89,6 +91,9 @@ pub fn check(device: &dyn Device) -> Result<Vec<Finding>, OpenError> {
                 find(Severity::Error, format!("batches up to {to} are lost, and nothing tells whose they were"));
             }
         }
+    }
+    for entry in &described.damaged_entries {
+        find(Severity::Error, format!("entry {entry} of the group table is lost, and the group in it"));
     }
     for group in &described.groups {
         match &group.damage {

@@ -13,7 +13,7 @@ use std::io;
 use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
 
-use crate::chunk::{CheckpointedGroup, Chunks, Limits};
+use crate::chunk::{ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits};
 use crate::device::{BLOCK_BYTES, Device};
 use crate::group::{
     Append, AppendError, FormatError, GroupState, Mutation, OpenError, Record, RecoveredGroup, StoreError, StoreEvent,
@@ -111,6 +111,16 @@ impl Store {
         Usage { wal_total: self.wal.bytes_total(), wal_used: self.wal.bytes_used(), ..self.chunks.usage() }
     }
 
+    /// Index and hash of the group's last checkpoint; see [`Chunks::map_hash`].
+    pub fn map_hash(&self, group: GroupId) -> Option<(u64, u128)> {
+        self.chunks.map_hash(group)
+    }
+
+    /// What was found broken since open.
+    pub fn counters(&self) -> Counters {
+        self.chunks.counters()
+    }
+
     /// Index of the last record appended, flushed or not; the next append continues it.
     pub fn last_appended(&self, group: GroupId) -> Option<u64> {
         self.wal.last_appended(group)
@@ -195,6 +205,9 @@ impl Store {
     }
 
     /// Makes everything applied durable in its place, with `state` as of `index`; `CheckpointDone` follows.
+    ///
+    /// # Panics
+    /// Where entries above `index` were applied, or `index` is below the last checkpoint.
     pub fn checkpoint(&mut self, group: GroupId, index: u64, state: GroupState) -> Result<(), StoreError> {
         let wal_sequence = self.wal.checkpoint_sequence(group);
         self.chunks.checkpoint(group, index, wal_sequence, state)?;
@@ -211,6 +224,32 @@ impl Store {
     /// Tombstones of changes below `index` need not be kept: every configured replica has a checkpoint at or above.
     pub fn forget_tombstones(&mut self, group: GroupId, index: u64) {
         self.chunks.forget_tombstones(group, index);
+    }
+
+    /// Keeps the group's last checkpoint readable for a rebuild until [`Store::thaw`]; see [`Chunks::freeze`].
+    pub fn freeze(&mut self, group: GroupId) -> Result<Frozen, StoreError> {
+        self.chunks.freeze(group)
+    }
+
+    pub fn thaw(&mut self, group: GroupId, id: FrozenId) {
+        self.chunks.thaw(group, id);
+        self.settle();
+    }
+
+    /// Which slots of a frozen map changed above an index; [`Store::take_changes`] has the answer later.
+    pub fn changed_since(&mut self, group: GroupId, id: FrozenId, above: u64, from_slot: u64, token: u64) {
+        self.chunks.changed_since(group, id, above, from_slot, token);
+        self.settle();
+    }
+
+    pub fn take_changes(&mut self) -> Vec<ChangesAnswer> {
+        self.chunks.take_changes()
+    }
+
+    /// As [`Store::read`], of a frozen map.
+    pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
+        self.chunks.read_frozen(group, id, first_block, count, token);
+        self.settle();
     }
 
     /// Call after every batch of calls and completions: what gathered meanwhile becomes one batch of the WAL.

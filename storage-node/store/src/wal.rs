@@ -66,6 +66,8 @@ pub(crate) struct Wal {
     marked_sequence: u64,
     /// Size of the last batch: the next is allocated with as much.
     batch_capacity: usize,
+    /// Recovery found batches of which nothing is known, not even whose they were.
+    lost_batches: bool,
     events: Vec<StoreEvent>,
     failed: bool,
 }
@@ -175,6 +177,10 @@ impl Wal {
     /// A durable group without records.
     pub(crate) fn add_group(&mut self, group: GroupId, replica: ReplicaId) {
         self.groups.insert(group, replica, 0, 0);
+        if self.lost_batches {
+            // A later recovery would take the lost batches for this group's too, and its log for ended there.
+            self.anchor_in_open(group, replica, 1);
+        }
     }
 
     pub(crate) fn remove_group(&mut self, group: GroupId) {
@@ -204,12 +210,7 @@ impl Wal {
         if closes {
             self.close_open();
         }
-        let open = self.open.get_or_insert_with(|| {
-            let sequence = self.next_sequence;
-            self.next_sequence += 1;
-            Batch::new(sequence, self.batch_capacity.max(bytes + BLOCK_BYTES))
-        });
-        open.append(append, replica);
+        self.open_batch(bytes).append(append, replica);
         self.groups.get_mut(append.group).expect("looked up above").last_appended = last;
         Ok(())
     }
@@ -244,14 +245,32 @@ impl Wal {
         }
         let generation = self.queue.front()?.place.generation;
         if generation >= self.durable_oldest_generation + self.segments {
-            // The segment is released, but no durable word says so yet.
-            return Some(self.submit_mark());
+            // The segment is released, but no durable word says so yet; or it is not, and a release has to come first.
+            return (self.oldest_generation() > self.durable_oldest_generation).then(|| self.submit_mark());
         }
         Some(self.submit_batch())
     }
 
     pub(crate) fn take_events(&mut self) -> Vec<StoreEvent> {
         std::mem::take(&mut self.events)
+    }
+
+    fn anchor_in_open(&mut self, group: GroupId, replica: ReplicaId, from: u64) {
+        let full = self.open.as_ref().is_some_and(|open| {
+            !open.has_room_for_a_group() || open.length_with(batch::ANCHOR_BYTES) > self.batch_bytes_max()
+        });
+        if full {
+            self.close_open();
+        }
+        self.open_batch(batch::ANCHOR_BYTES).anchor(group, replica, from);
+    }
+
+    fn open_batch(&mut self, bytes: usize) -> &mut Batch {
+        self.open.get_or_insert_with(|| {
+            let sequence = self.next_sequence;
+            self.next_sequence += 1;
+            Batch::new(sequence, self.batch_capacity.max(bytes + BLOCK_BYTES))
+        })
     }
 
     fn check_limits(&self, append: &Append) -> Result<usize, AppendError> {
@@ -391,8 +410,8 @@ impl Wal {
     fn tell_flushed(&mut self, batch: &Batch) {
         for (entry, sequence) in batch.table.iter().zip(&batch.appended) {
             let known = self.groups.get(entry.group).is_some_and(|log| log.replica == entry.replica);
-            if known {
-                self.events.push(StoreEvent::Flushed { group: entry.group, sequence: *sequence });
+            if let (true, Some(sequence)) = (known, *sequence) {
+                self.events.push(StoreEvent::Flushed { group: entry.group, sequence });
             }
         }
     }

@@ -13,13 +13,16 @@ use crate::device::BLOCK_BYTES;
 use crate::group::{Append, Record};
 use crate::ops::AlignedBuffer;
 
+/// Bytes that an anchor adds to a batch.
+pub(super) const ANCHOR_BYTES: usize = RECORD_HEADER_BYTES + TABLE_ENTRY_BYTES;
+
 pub(super) struct Batch {
     pub sequence: u64,
     /// Header room, records; after `close` the table and padding.
     buffer: AlignedBuffer,
     pub table: Vec<TableEntry>,
-    /// Beside `table`: the last append of the group's caller in this batch.
-    pub appended: Vec<u64>,
+    /// Beside `table`: the last append of the group's caller in this batch, if there is one.
+    pub appended: Vec<Option<u64>>,
     slots: BTreeMap<GroupId, u16>,
     table_offset: usize,
 }
@@ -54,7 +57,7 @@ impl Batch {
 
     pub fn append(&mut self, append: &Append, replica: ReplicaId) {
         let slot = self.slot(append.group, replica);
-        self.appended[usize::from(slot)] = append.sequence;
+        self.appended[usize::from(slot)] = Some(append.sequence);
         if let Some(bytes) = &append.hard_state {
             self.table[usize::from(slot)].hard_state = true;
             self.buffer.extend_from_slice(&hard_state_header(slot, bytes.len()));
@@ -85,7 +88,7 @@ impl Batch {
         *self.slots.entry(group).or_insert_with(|| {
             assert!(self.table.len() < GROUPS_MAX, "the caller closes a batch of {GROUPS_MAX} groups");
             self.table.push(TableEntry::new(group, replica));
-            self.appended.push(0);
+            self.appended.push(None);
             (self.table.len() - 1) as u16
         })
     }

@@ -16,7 +16,6 @@ use holdfast_id::{GroupId, ReplicaId};
 
 use self::chain::{Chain, Node};
 use self::scan::{Found, Scan};
-use super::batch::Batch;
 use super::groups::Groups;
 use super::{BATCH_CAPACITY_MIN, Place, Placed, Wal};
 use crate::device::Device;
@@ -58,12 +57,12 @@ pub(super) fn open(
         let last = replayed.records.last().map_or(base.index, |record| record.index);
         wal.groups.get_mut(base.group).expect("every base was inserted").last_appended = last.max(base.index);
         if replayed.needs_anchor {
-            wal.anchor(device, base.group, base.replica, last + 1)?;
+            wal.anchor_in_open(base.group, base.replica, last + 1);
         }
         let damage = replayed.damaged.then_some(Damage::Log { intact_to: last });
         logs.push(RecoveredLog { hard_state: replayed.hard_state, records: replayed.records, damage });
     }
-    wal.write_open_batch(device)?;
+    wal.write_queued(device)?;
     Ok((wal, logs))
 }
 
@@ -157,6 +156,7 @@ fn assemble(chain: &Chain<'_>, scan: &Scan, superblock: &Superblock, bases: &[Gr
         marked_number: scan.mark().map_or(0, |mark| mark.number),
         marked_sequence: scan.mark().map_or(0, |mark| mark.sequence),
         batch_capacity: BATCH_CAPACITY_MIN,
+        lost_batches: chain.nodes.iter().any(|node| matches!(node, Node::Lost { .. })),
         events: Vec::new(),
         failed: false,
     }
@@ -175,26 +175,8 @@ fn rewrite_tail(device: &dyn Device, chain: &Chain<'_>, scan: &Scan) -> Result<(
 }
 
 impl Wal {
-    /// Adds an anchor to the open batch, and writes the batch where it is full.
-    fn anchor(&mut self, device: &dyn Device, group: GroupId, replica: ReplicaId, from: u64) -> Result<(), OpenError> {
-        const ANCHOR_BYTES: usize = super::format::RECORD_HEADER_BYTES + super::format::TABLE_ENTRY_BYTES;
-        let full = self.open.as_ref().is_some_and(|open| {
-            !open.has_room_for_a_group() || open.length_with(ANCHOR_BYTES) > self.batch_bytes_max()
-        });
-        if full {
-            self.write_open_batch(device)?;
-        }
-        let open = self.open.get_or_insert_with(|| {
-            let sequence = self.next_sequence;
-            self.next_sequence += 1;
-            Batch::new(sequence, BATCH_CAPACITY_MIN)
-        });
-        open.anchor(group, replica, from);
-        Ok(())
-    }
-
-    /// Writes the open batch here and now, as only recovery does.
-    fn write_open_batch(&mut self, device: &dyn Device) -> Result<(), OpenError> {
+    /// Writes what is queued here and now, as only recovery does.
+    fn write_queued(&mut self, device: &dyn Device) -> Result<(), OpenError> {
         self.close_open();
         while let Some(Placed { place, .. }) = self.queue.front() {
             if place.generation >= self.durable_oldest_generation + self.segments {

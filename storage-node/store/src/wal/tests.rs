@@ -214,6 +214,26 @@ fn damage_without_a_table_marks_every_group() {
 }
 
 #[test]
+fn a_group_made_after_batches_were_lost_keeps_its_own_records() {
+    let mut disk = Disk::new(1);
+    disk.append(1, None, &[(1, 0)]).unwrap();
+    let damaged = disk.run()[0];
+    disk.append(1, None, &[(2, 0)]).unwrap();
+    disk.run();
+    disk.device.corrupt(damaged, 512);
+    let mut disk = disk.reopen();
+    disk.bases.push(GroupBase { group: group(2), replica: replica(2), index: 0, wal_sequence: 0 });
+    disk.wal.add_group(group(2), replica(2));
+    disk.run();
+    assert_eq!(disk.wal.take_events(), [], "an anchor is nobody's append");
+    disk.append(2, None, &[(1, 0), (2, 0)]).unwrap();
+    disk.run();
+    let disk = disk.reopen();
+    assert_eq!((disk.indexes(2), &disk.logs[1].damage), (vec![1, 2], &None));
+    assert_eq!(disk.logs[0].damage, Some(Damage::Log { intact_to: 0 }));
+}
+
+#[test]
 fn a_bad_last_batch_at_the_mark_is_damage_and_is_not_overwritten() {
     for table_survives in [false, true] {
         let mut disk = Disk::new(2);

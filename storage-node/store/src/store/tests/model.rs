@@ -215,7 +215,14 @@ impl Run {
         for (number, model) in &self.groups {
             let found = recovered.iter().find(|found| found.group == group(*number));
             let found = found.ok_or_else(|| format!("group {number} is gone"))?;
-            if found.damage.is_none() {
+            if let Some(damage) = &found.damage {
+                // What a test without bit rot prints when it fails.
+                println!(
+                    "group {number}: {damage:?}, checkpoint {}, {} records",
+                    found.checkpoint_index,
+                    found.records.len()
+                );
+            } else {
                 let append = model.check(found).map_err(|reason| format!("group {number}: {reason}"))?;
                 held.insert(*number, append);
             }

@@ -38,12 +38,20 @@ struct GroupReplay {
     hard_state: Option<Bytes>,
     records: Vec<Record>,
     state: State,
+    /// Records follow on ones that are not there. A truncation that took those lets their segment go before this one's;
+    /// so it has to come.
+    orphaned: bool,
 }
 
 /// The answer is in the order of `bases`.
 pub(super) fn replay(chain: &Chain<'_>, bases: &[GroupBase]) -> Result<Vec<Replayed>, OpenError> {
-    let fresh =
-        |base: &GroupBase| GroupReplay { base: *base, hard_state: None, records: Vec::new(), state: State::Intact };
+    let fresh = |base: &GroupBase| GroupReplay {
+        base: *base,
+        hard_state: None,
+        records: Vec::new(),
+        state: State::Intact,
+        orphaned: false,
+    };
     let mut groups: BTreeMap<GroupId, GroupReplay> = bases.iter().map(|base| (base.group, fresh(base))).collect();
     for node in &chain.nodes {
         match node {
@@ -108,11 +116,13 @@ impl GroupReplay {
         if self.state != (State::Found { frozen: true }) {
             let kept = self.records.partition_point(|record| record.index < from);
             self.records.truncate(kept);
+            let end = self.records.last().map_or(self.base.index, |last| last.index);
+            self.orphaned &= from > end + 1;
         }
     }
 
     fn on_entry(&mut self, record: Record) {
-        if self.state == (State::Found { frozen: true }) {
+        if self.state == (State::Found { frozen: true }) || self.orphaned {
             return;
         }
         let follows_base = record.index <= self.base.index + 1;
@@ -121,8 +131,10 @@ impl GroupReplay {
             // The checkpoint jumped over the records before it, as an installed state does.
             Some(last) if record.index == self.base.index + 1 && last.index < self.base.index => self.records.clear(),
             None if follows_base => {}
-            // Whatever should come between is missing without a trace.
-            _ => return self.on_lost(),
+            _ => {
+                self.orphaned = true;
+                return;
+            }
         }
         self.records.push(record);
     }
@@ -156,6 +168,10 @@ impl GroupReplay {
     }
 
     fn finish(mut self) -> Replayed {
+        if self.orphaned {
+            // What should come between is missing without a trace.
+            self.on_lost();
+        }
         if self.records.last().is_some_and(|last| last.index < self.base.index) {
             self.records.clear();
         }

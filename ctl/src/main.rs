@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         Verb::Demo(options) => demo::run(options),
         Verb::Dev(verb) => dev::run(verb),
         Verb::Node(verb) => node::run(arguments.cluster, verb),
+        Verb::StorageNode(options) => node::serve(options),
         Verb::Disk(verb) => disk::run(verb),
         Verb::Status(format) => show::status(arguments.cluster, format),
         Verb::Volume(verb) => volume::run(arguments.cluster, verb),

@@ -1,0 +1,278 @@
+//! The command line's words.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "holdfast", version, about = "Replicated block volumes that keep working when machines do not")]
+pub struct Arguments {
+    /// Folder of a cluster made by `dev up`: its nodes and certificates
+    #[arg(long, global = true, value_name = "DIR", env = "HOLDFAST_CLUSTER")]
+    pub cluster: Option<PathBuf>,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Three nodes, a volume, a killed leader: see it keep every byte, in half a minute
+    Demo(Demo),
+    /// A local cluster of real storage nodes
+    #[command(subcommand)]
+    Dev(Dev),
+    /// Nodes, volumes and what is wrong, at a glance
+    Status(Format),
+    /// The nodes of the cluster
+    #[command(subcommand)]
+    Node(Node),
+    /// The volumes of the cluster
+    #[command(subcommand)]
+    Volume(Volume),
+    /// Attach a volume to this machine
+    Attach(Attach),
+    /// End an attachment of this machine
+    Detach(Detach),
+    /// Why something is as it is
+    Explain(Explain),
+    /// Look at a disk that no node has open
+    #[command(subcommand)]
+    Disk(Disk),
+    /// Run a storage node
+    StorageNode(StorageNode),
+    /// Run the attach agent of this machine
+    Agent(Agent),
+}
+
+impl Verb {
+    pub fn is_daemon(&self) -> bool {
+        matches!(self, Verb::StorageNode(_) | Verb::Agent(_) | Verb::Dev(Dev::Up(_)))
+    }
+}
+
+#[derive(Args, Clone, Copy)]
+pub struct Format {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct Demo {
+    /// Keep the cluster's folder
+    #[arg(long)]
+    pub keep: bool,
+    /// How much data is written, in MiB
+    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u64).range(16..=512))]
+    pub data: u64,
+}
+
+#[derive(Subcommand)]
+pub enum Dev {
+    /// Start a cluster and stay in the foreground; on an existing folder, start what is there
+    Up(DevUp),
+    /// Stop or start one node of the running cluster
+    #[command(subcommand)]
+    Node(DevNode),
+}
+
+#[derive(Args)]
+pub struct DevUp {
+    /// Nodes of a new cluster; the first one or three hold the metadata plane
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub nodes: u8,
+    /// The cluster's folder
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Size of each node's disk, such as 4GiB
+    #[arg(long, default_value = "4GiB", value_parser = size)]
+    pub disk_size: u64,
+    /// Leave dead nodes dead
+    #[arg(long)]
+    pub no_restart: bool,
+    /// Faults of every disk, such as lose-unflushed
+    #[arg(long)]
+    pub device_fault: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub enum DevNode {
+    Stop {
+        name: String,
+        #[arg(long)]
+        dir: PathBuf,
+    },
+    Start {
+        name: String,
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum Node {
+    /// List the nodes and their disks
+    List(Format),
+}
+
+#[derive(Subcommand)]
+pub enum Volume {
+    /// Create a volume and wait until its copies exist
+    Create {
+        name: String,
+        /// Such as 4Gi or 512MiB; a multiple of 4 KiB
+        #[arg(long, value_parser = size)]
+        size: u64,
+        #[arg(long, default_value_t = 3)]
+        replicas: u32,
+        /// 512 or 4096
+        #[arg(long, default_value_t = 512)]
+        block: u32,
+        #[command(flatten)]
+        format: Format,
+    },
+    List(Format),
+    /// One volume with the state of each copy
+    Get {
+        name: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Grow a volume
+    Resize {
+        name: String,
+        #[arg(long, value_parser = size)]
+        size: u64,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Delete a volume and its data
+    Delete { name: String },
+}
+
+#[derive(Args)]
+pub struct Attach {
+    pub volume: String,
+    /// Serve it as an NBD device on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub nbd_socket: PathBuf,
+    /// Fence whoever holds it now
+    #[arg(long)]
+    pub take_over: bool,
+    /// Which agent of this machine: each has its own attachments
+    #[arg(long, default_value = "local")]
+    pub agent: String,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+#[derive(Args)]
+pub struct Detach {
+    pub volume: String,
+    /// Also while a client uses the device
+    #[arg(long)]
+    pub force: bool,
+    #[arg(long, default_value = "local")]
+    pub agent: String,
+}
+
+#[derive(Args)]
+pub struct Explain {
+    #[command(subcommand)]
+    pub subject: Subject,
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Subcommand)]
+pub enum Subject {
+    Cluster,
+    Volume { name: String },
+    Node { name: String },
+}
+
+#[derive(Subcommand)]
+pub enum Disk {
+    /// What is on the disk
+    Describe { device: PathBuf },
+    /// Whether it is consistent; fails where it is not
+    Check { device: PathBuf },
+}
+
+#[derive(Args)]
+pub struct StorageNode {
+    /// 1 to 63 lower-case letters, digits and hyphens; names the certificate files
+    #[arg(long)]
+    pub name: String,
+    /// Where the node keeps what is not on its disk
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Block device or file; default: DIR/disk
+    #[arg(long)]
+    pub device: Option<PathBuf>,
+    /// Size of a file that is to be made
+    #[arg(long, default_value = "4GiB", value_parser = size)]
+    pub disk_size: u64,
+    /// Nodes and attached machines connect here
+    #[arg(long)]
+    pub listen: SocketAddr,
+    /// The control API
+    #[arg(long)]
+    pub api: SocketAddr,
+    /// Folder with ca.pem, NAME.pem and NAME.key
+    #[arg(long)]
+    pub pki: PathBuf,
+    #[arg(long)]
+    pub device_fault: Option<String>,
+}
+
+#[derive(Args)]
+pub struct Agent {
+    /// The agent's folder: records and control socket
+    #[arg(long)]
+    pub dir: PathBuf,
+    /// Who attaches, in words an operator knows
+    #[arg(long)]
+    pub holder: String,
+    /// Folder with ca.pem, agent-HOLDER.pem and agent-HOLDER.key
+    #[arg(long)]
+    pub pki: PathBuf,
+}
+
+/// `4096`, `4Ki`, `4KiB`, `4k`; decimal units are refused, so that nobody gets less than they meant.
+fn size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().map_err(|_| format!("{text:?} is no size; say 512MiB or 4GiB"))?;
+    let shift = match &text[digits.len()..] {
+        "" | "B" => 0,
+        "k" | "K" | "Ki" | "KiB" => 10,
+        "M" | "Mi" | "MiB" => 20,
+        "G" | "Gi" | "GiB" => 30,
+        "T" | "Ti" | "TiB" => 40,
+        unit => return Err(format!("{unit:?} is no unit; use Ki, Mi, Gi or Ti")),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text:?} is too large"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_binary() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("4Gi"), Ok(4 << 30));
+        assert_eq!(size("16M"), Ok(16 << 20));
+        assert!(size("4GB").is_err());
+        assert!(size("-1").is_err());
+        assert!(size("99999999999Ti").is_err());
+    }
+}

@@ -1,0 +1,305 @@
+//! What people and programs see: tables, and the same as JSON.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use holdfast_api::v1;
+use serde_json::{Value, json};
+
+use crate::args::{Explain, Format, Subject};
+use crate::client::{Cluster, block_on};
+
+pub fn open(cluster: Option<PathBuf>) -> Result<Cluster> {
+    Cluster::open(&cluster.context("which cluster? say --cluster DIR, the folder given to `dev up`")?)
+}
+
+pub fn print_json(value: &Value) -> Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
+}
+
+/// Columns as wide as their longest cell.
+pub fn print_table(head: &[&str], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = head.iter().map(|cell| cell.len()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(head.to_vec());
+    for row in rows {
+        line(row.iter().map(String::as_str).collect());
+    }
+}
+
+pub fn bytes(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(shift, _)| bytes >= 1 << shift) {
+        Some((shift, unit)) if bytes.is_multiple_of(1 << shift) => format!("{}{unit}", bytes >> shift),
+        Some((shift, unit)) => format!("{:.1}{unit}", bytes as f64 / (1u64 << shift) as f64),
+        None => format!("{bytes}B"),
+    }
+}
+
+fn reason_json(reason: &v1::Reason) -> Value {
+    json!({ "code": reason.code, "message": reason.message, "action": reason.action, "subject": reason.subject })
+}
+
+pub fn volume_json(volume: &v1::Volume) -> Value {
+    let replicas: Vec<Value> = volume
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "replica": replica.replica_id,
+                "node": replica.node_name,
+                "nodeId": replica.node_id,
+                "address": replica.peer_address,
+                "disk": replica.disk_id,
+                "state": role(replica),
+                "term": replica.term,
+                "flushed": replica.flushed_index,
+                "applied": replica.applied_index,
+                "healthy": replica.healthy,
+                "reason": replica.reason.as_ref().map(reason_json),
+            })
+        })
+        .collect();
+    let leader = volume.replicas.iter().find(|replica| replica.node_id == volume.leader_node_id);
+    json!({
+        "id": volume.volume_id,
+        "name": volume.name,
+        "sizeBytes": volume.size_bytes,
+        "logicalBlockBytes": volume.logical_block_bytes,
+        "replicasWanted": volume.replicas_wanted,
+        "state": state(volume),
+        "health": health(volume),
+        "leader": leader.map(|replica| replica.node_name.clone()),
+        "epoch": volume.epoch,
+        "attachedTo": volume.attached_to,
+        "generation": volume.generation,
+        "replicas": replicas,
+        "reason": volume.reason.as_ref().map(reason_json),
+    })
+}
+
+fn role(replica: &v1::ReplicaStatus) -> &'static str {
+    match replica.role() {
+        v1::ReplicaRole::Unspecified if !replica.created => "creating",
+        v1::ReplicaRole::Unspecified => "unknown",
+        v1::ReplicaRole::Leader => "leader",
+        v1::ReplicaRole::Follower => "follower",
+        v1::ReplicaRole::Candidate => "candidate",
+        v1::ReplicaRole::Learner => "learner",
+    }
+}
+
+fn state(volume: &v1::Volume) -> &'static str {
+    match volume.state() {
+        v1::VolumeState::Unspecified => "unknown",
+        v1::VolumeState::Creating => "creating",
+        v1::VolumeState::Ready => "ready",
+        v1::VolumeState::Deleting => "deleting",
+    }
+}
+
+fn health(volume: &v1::Volume) -> &'static str {
+    match volume.health() {
+        v1::VolumeHealth::Unspecified => "unknown",
+        v1::VolumeHealth::Healthy => "healthy",
+        v1::VolumeHealth::Degraded => "degraded",
+        v1::VolumeHealth::Unavailable => "unavailable",
+    }
+}
+
+pub fn print_volumes(volumes: &[v1::Volume]) {
+    let rows: Vec<Vec<String>> = volumes
+        .iter()
+        .map(|volume| {
+            let nodes: Vec<&str> = volume.replicas.iter().map(|replica| replica.node_name.as_str()).collect();
+            let why = volume.reason.as_ref().map_or(String::new(), |reason| reason.message.clone());
+            vec![
+                volume.name.clone(),
+                bytes(volume.size_bytes),
+                state(volume).into(),
+                health(volume).into(),
+                nodes.join(","),
+                if volume.attached_to.is_empty() { "-".into() } else { volume.attached_to.clone() },
+                why,
+            ]
+        })
+        .collect();
+    print_table(&["NAME", "SIZE", "STATE", "HEALTH", "NODES", "ATTACHED", "REASON"], &rows);
+}
+
+pub fn print_volume(volume: &v1::Volume) {
+    print_volumes(std::slice::from_ref(volume));
+    println!();
+    let rows: Vec<Vec<String>> = volume
+        .replicas
+        .iter()
+        .map(|replica| {
+            let reason = replica.reason.as_ref().map_or(String::new(), |reason| reason.message.clone());
+            vec![
+                replica.node_name.clone(),
+                role(replica).into(),
+                if replica.healthy { "yes".into() } else { "no".into() },
+                replica.flushed_index.to_string(),
+                replica.applied_index.to_string(),
+                reason,
+            ]
+        })
+        .collect();
+    print_table(&["NODE", "STATE", "HEALTHY", "FLUSHED", "APPLIED", "REASON"], &rows);
+}
+
+async fn list_nodes(cluster: &Cluster) -> Result<v1::ListNodesResponse> {
+    cluster.call(|mut client| async move { client.list_nodes(v1::ListNodesRequest {}).await }).await
+}
+
+/// Every volume with what its replicas say.
+async fn all_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
+    let mut volumes = Vec::new();
+    for listed in list_volumes(cluster).await? {
+        let request = v1::GetVolumeRequest { volume: listed.volume_id };
+        let got = cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.get_volume(request).await }
+        });
+        volumes.extend(got.await?.volume);
+    }
+    Ok(volumes)
+}
+
+pub async fn list_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
+    let mut volumes = Vec::new();
+    let mut after = String::new();
+    loop {
+        let request = v1::ListVolumesRequest { after, limit: 0 };
+        let page = cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.list_volumes(request).await }
+        });
+        let page = page.await?;
+        volumes.extend(page.volumes);
+        if page.next.is_empty() {
+            return Ok(volumes);
+        }
+        after = page.next;
+    }
+}
+
+fn node_json(node: &v1::ClusterNode) -> Value {
+    let disks: Vec<Value> = node
+        .disks
+        .iter()
+        .map(|disk| {
+            json!({
+                "disk": disk.disk_id,
+                "capacityBytes": disk.capacity_bytes,
+                "freeBytes": disk.free_bytes,
+                "placedBytes": disk.placed_bytes,
+                "replicas": disk.replicas,
+            })
+        })
+        .collect();
+    let reasons: Vec<Value> = node.reasons.iter().map(reason_json).collect();
+    json!({
+        "id": node.node_id,
+        "name": node.name,
+        "endpoint": node.peer_address,
+        "api": node.api_address,
+        "connected": node.connected,
+        "metadataMember": node.metadata_member,
+        "metadataLeader": node.metadata_leader,
+        "disks": disks,
+        "reasons": reasons,
+    })
+}
+
+fn print_nodes(nodes: &[v1::ClusterNode]) {
+    let rows: Vec<Vec<String>> = nodes
+        .iter()
+        .map(|node| {
+            let sum = |figure: fn(&v1::ClusterDisk) -> u64| node.disks.iter().map(figure).sum::<u64>();
+            let metadata = match (node.metadata_leader, node.metadata_member) {
+                (true, _) => "leader",
+                (_, true) => "member",
+                _ => "-",
+            };
+            let reasons: Vec<&str> = node.reasons.iter().map(|reason| reason.message.as_str()).collect();
+            vec![
+                node.name.clone(),
+                if node.connected { "yes".into() } else { "no".into() },
+                metadata.into(),
+                bytes(sum(|disk| disk.capacity_bytes)),
+                bytes(sum(|disk| disk.free_bytes)),
+                sum(|disk| u64::from(disk.replicas)).to_string(),
+                node.peer_address.clone(),
+                reasons.join("; "),
+            ]
+        })
+        .collect();
+    print_table(&["NAME", "CONNECTED", "METADATA", "CAPACITY", "FREE", "COPIES", "ENDPOINT", "REASON"], &rows);
+}
+
+pub fn nodes(cluster: Option<PathBuf>, format: Format) -> Result<()> {
+    let cluster = open(cluster)?;
+    let nodes = block_on(list_nodes(&cluster))?.nodes;
+    if format.json {
+        return print_json(&Value::Array(nodes.iter().map(node_json).collect()));
+    }
+    print_nodes(&nodes);
+    Ok(())
+}
+
+pub fn status(cluster: Option<PathBuf>, format: Format) -> Result<()> {
+    let cluster = open(cluster)?;
+    let (nodes, volumes) = block_on(async { Ok((list_nodes(&cluster).await?, all_volumes(&cluster).await?)) })?;
+    if format.json {
+        return print_json(&json!({
+            "cluster": nodes.cluster_id,
+            "revision": nodes.revision,
+            "nodes": nodes.nodes.iter().map(node_json).collect::<Vec<_>>(),
+            "volumes": volumes.iter().map(volume_json).collect::<Vec<_>>(),
+        }));
+    }
+    println!("cluster {}", nodes.cluster_id);
+    println!();
+    print_nodes(&nodes.nodes);
+    println!();
+    print_volumes(&volumes);
+    Ok(())
+}
+
+pub fn explain(cluster: Option<PathBuf>, options: Explain) -> Result<()> {
+    let cluster = open(cluster)?;
+    let (kind, name) = match options.subject {
+        Subject::Cluster => (v1::SubjectKind::Cluster, String::new()),
+        Subject::Volume { name } => (v1::SubjectKind::Volume, name),
+        Subject::Node { name } => (v1::SubjectKind::Node, name),
+    };
+    let request = v1::ExplainRequest { kind: kind.into(), name };
+    let reasons = block_on(cluster.call(|mut client| {
+        let request = request.clone();
+        async move { client.explain(request).await }
+    }))?
+    .reasons;
+    if options.json {
+        return print_json(&Value::Array(reasons.iter().map(reason_json).collect()));
+    }
+    if reasons.is_empty() {
+        println!("all is well");
+    }
+    for reason in &reasons {
+        println!("{}: {}", reason.code, reason.message);
+        if !reason.action.is_empty() {
+            println!("  what to do: {}", reason.action);
+        }
+    }
+    Ok(())
+}

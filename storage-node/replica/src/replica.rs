@@ -22,9 +22,9 @@ use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
 
-/// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: 8 MiB is two
-/// seconds of a busy volume, and a longer absence is cheaper to repair by delta than by replay.
-const KEPT_BYTES_MAX: usize = 8 << 20;
+/// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
+/// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Applied bytes after which a checkpoint is taken though nobody asked: bounds replay at start.
 const CHECKPOINT_BYTES: usize = 32 << 20;
 
@@ -122,8 +122,6 @@ pub struct Replica<S> {
     configuration: Configuration,
     checkpointed: LogIndex,
     checkpoint_running: bool,
-    /// The disk wants log space back: keep nothing for laggards at the next checkpoint.
-    pressed: bool,
     checkpoint_due: bool,
     applied_bytes: usize,
     hard_state: HardState,
@@ -212,7 +210,6 @@ impl<S: StateMachine> Replica<S> {
             configuration: snapshot.configuration,
             checkpointed: checkpoint.index,
             checkpoint_running: false,
-            pressed: false,
             checkpoint_due: false,
             applied_bytes: 0,
             disk_failure: None,
@@ -306,15 +303,16 @@ impl<S: StateMachine> Replica<S> {
 
     /// The disk wants what this group holds of its log or memory back.
     pub fn on_checkpoint_wanted(&mut self) {
-        self.pressed = true;
         self.checkpoint_due = true;
     }
 
     pub fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64) {
         self.checkpoint_running = false;
         self.checkpointed = LogIndex(index);
-        let keep_from = if self.pressed { self.checkpointed } else { self.kept_for_laggards() };
-        self.pressed = false;
+        let usage = context.store.usage();
+        // Beyond three quarters of its log the disk needs the space for what is new.
+        let pressed = usage.wal_used > usage.wal_total / 4 * 3;
+        let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards() };
         if keep_from > self.raft.status().base.index {
             self.raft.compact(keep_from);
         }

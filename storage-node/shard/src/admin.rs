@@ -93,6 +93,8 @@ pub struct ReplicaReport {
     pub voters: usize,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
+    /// Replicas that need more than the log still has, as this one knows them if it leads.
+    pub lagging: Vec<ReplicaId>,
     /// Why it serves no more.
     pub stopped: Option<String>,
 }
@@ -104,6 +106,4 @@ pub struct VolumeReport {
     pub size_bytes: u64,
     pub epoch: Epoch,
     pub holder: Option<String>,
-    /// Replicas that need more than the log still has, as the leader knows them.
-    pub lagging: Vec<ReplicaId>,
 }

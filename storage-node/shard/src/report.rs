@@ -1,5 +1,6 @@
 //! What a shard tells of itself to people and programs.
 
+use holdfast_consensus::ProgressState;
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
@@ -17,7 +18,6 @@ impl Shard {
                 size_bytes: volume.geometry().size_bytes,
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
-                lagging: group.lagging().iter().copied().collect(),
             }
         });
         let peers = self.core.watched.iter();
@@ -38,6 +38,7 @@ impl Shard {
 
 fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option<&str>) -> ReplicaReport {
     let status = replica.status();
+    let lagging = status.peers.iter().filter(|peer| peer.state == ProgressState::NeedsDelta);
     ReplicaReport {
         group: replica.group(),
         replica: replica.id(),
@@ -52,6 +53,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         checkpointed: replica.checkpointed(),
         voters: replica.directory().len(),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
+        lagging: lagging.map(|peer| peer.replica).collect(),
         stopped: stopped.map(str::to_owned),
     }
 }

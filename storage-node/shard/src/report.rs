@@ -1,12 +1,36 @@
 //! What a shard tells of itself to people and programs.
 
+use bytes::Bytes;
+use holdfast_consensus::LogIndex;
+use holdfast_id::{GroupId, ReplicaId};
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
 use crate::shard::Shard;
 
 impl Shard {
-    pub(crate) fn report(&self) -> ShardReport {
+    /// Whether this node's replica of the group leads and serves.
+    pub fn leads(&self, group: GroupId) -> bool {
+        match self.volumes.get(&group) {
+            Some(volume) => volume.serving(),
+            None => self.metadata.as_ref().is_some_and(|metadata| metadata.group() == group && metadata.serving()),
+        }
+    }
+
+    /// The replica of the group here, how far it has applied the log, and the state that came of it: equal on all
+    /// replicas at equal indexes.
+    pub fn machine_state(&self, group: GroupId) -> Option<(ReplicaId, LogIndex, Bytes)> {
+        fn of<S: StateMachine>(replica: &Replica<S>) -> (ReplicaId, LogIndex, Bytes) {
+            (replica.id(), replica.applied().index, replica.machine().encode_state())
+        }
+        match self.volumes.get(&group) {
+            Some(volume) => Some(of(&volume.replica)),
+            None => self.metadata.as_ref().filter(|metadata| metadata.group() == group).map(|m| of(&m.replica)),
+        }
+    }
+
+    /// What this node itself knows, without asking anybody.
+    pub fn report(&self) -> ShardReport {
         let superblock = self.core.store.superblock();
         let metadata = self.metadata.as_ref().map(|group| replica(&group.replica, group.serving(), group.stopped()));
         let volumes = self.volumes.values().map(|group| {

@@ -246,8 +246,9 @@ impl VolumeGroup {
 
     /// Carries out what this step's events asked of the replica, until it asks for nothing more.
     pub(crate) fn settle(&mut self, core: &mut Core) {
+        // Once: a proposal that waits for the lease makes the replica ask for it each time it is tried.
+        self.work_off_backlog(core);
         loop {
-            self.work_off_backlog(core);
             let mut outputs = Vec::new();
             self.replica.settle(&mut core.context(), &mut outputs);
             if outputs.is_empty() {

@@ -312,7 +312,7 @@ impl World {
             ClientEffect::Complete(completion) => {
                 let agent = self.agents.get_mut(&number).expect("it asked");
                 let target = &mut self.targets[agent.target];
-                let what = format!("{completion:.60?}");
+                let id = completion.id;
                 match agent.on_complete(target, completion).map_err(Failure::Incorrect)? {
                     None => {}
                     Some(Error::Fenced) => {
@@ -320,7 +320,7 @@ impl World {
                     }
                     Some(Error::Unavailable) => {}
                     Some(error) => {
-                        return Err(Failure::Incorrect(format!("{end:?} is answered {error:?}: {what}")));
+                        return Err(Failure::Incorrect(format!("{end:?} is answered {error:?} to {id:?}")));
                     }
                 }
             }

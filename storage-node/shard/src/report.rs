@@ -1,7 +1,7 @@
 //! What a shard tells of itself to people and programs.
 
 use bytes::Bytes;
-use holdfast_consensus::LogIndex;
+use holdfast_consensus::{LogIndex, ProgressState};
 use holdfast_id::{GroupId, ReplicaId};
 use holdfast_replica::{Replica, StateMachine};
 
@@ -41,7 +41,7 @@ impl Shard {
                 size_bytes: volume.geometry().size_bytes,
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
-                lagging: group.lagging().iter().copied().collect(),
+                lagging: lagging(&group.replica),
             }
         });
         let peers = self.core.watched.iter();
@@ -57,6 +57,12 @@ impl Shard {
                 .collect(),
         }
     }
+}
+
+/// Peers whose next entry has left the leader's log, until they are past its base again.
+fn lagging<S: StateMachine>(replica: &Replica<S>) -> Vec<ReplicaId> {
+    let peers = replica.status().peers.into_iter();
+    peers.filter(|peer| peer.state == ProgressState::NeedsDelta).map(|peer| peer.replica).collect()
 }
 
 fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option<&str>) -> ReplicaReport {

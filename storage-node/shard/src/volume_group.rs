@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_consensus::{LogIndex, Position, Refusal, Term};
-use holdfast_id::{ReplicaId, VolumeId};
+use holdfast_id::VolumeId;
 use holdfast_protocol::session::{self, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::ReadError;
@@ -56,8 +56,6 @@ pub(crate) struct VolumeGroup {
     reads: BTreeMap<u64, ClientRead>,
     /// Connections that have asked for this volume: they hear when this node begins to serve it.
     clients: BTreeSet<ClientId>,
-    /// Replicas that need more than the log still has.
-    lagging: BTreeSet<ReplicaId>,
     stopped: Option<String>,
 }
 
@@ -73,7 +71,6 @@ impl VolumeGroup {
             backlog: VecDeque::new(),
             reads: BTreeMap::new(),
             clients: BTreeSet::new(),
-            lagging: BTreeSet::new(),
             stopped: None,
         }
     }
@@ -84,10 +81,6 @@ impl VolumeGroup {
 
     pub(crate) fn serving(&self) -> bool {
         self.serving.is_some()
-    }
-
-    pub(crate) fn lagging(&self) -> &BTreeSet<ReplicaId> {
-        &self.lagging
     }
 
     pub(crate) fn stopped(&self) -> Option<&str> {
@@ -269,7 +262,7 @@ impl VolumeGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
-            Output::BecameLeader(_) => {}
+            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
             Output::Serving(term) => {
                 self.serving = Some(term);
                 for client in &self.clients {
@@ -287,9 +280,6 @@ impl VolumeGroup {
                     let reply = self.not_leader();
                     core.effects.clients.push((read.asker.client, reply));
                 }
-            }
-            Output::NeedsDelta { peer } => {
-                self.lagging.insert(peer);
             }
             Output::Stopped { reason } => {
                 self.stopped = Some(reason);

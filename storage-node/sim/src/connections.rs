@@ -146,10 +146,19 @@ impl Connections {
         self.open.keys().filter(|(holder, _)| *holder == end).map(|(_, peer)| *peer).collect()
     }
 
-    /// A process begins to listen.
-    pub fn start(&mut self, end: End) {
+    /// A process begins to listen. Its kernel knows nothing of the connections it had before power was lost, and says so
+    /// to the peers' next attempts to send again.
+    pub fn start(&mut self, now: Timestamp, end: End) {
         self.alive.insert(end);
         self.dark.remove(&end);
+        let leading_here = self.open.iter().filter(|((_, to), _)| *to == end);
+        let unknown: Vec<(End, Connection)> = leading_here
+            .filter(|((holder, _), connection)| self.open.get(&(end, *holder)) != Some(connection))
+            .map(|((holder, _), connection)| (*holder, *connection))
+            .collect();
+        for (holder, connection) in unknown {
+            self.put(now, end, holder, connection, Packet::Close);
+        }
     }
 
     /// Asks for a connection; what was asked before and not answered is given up.
@@ -295,12 +304,14 @@ impl Connections {
                     self.ready.push_back((to, from, former, Arrival::Closed));
                 }
                 self.statistics.opened += 1;
+                self.under_way.remove(&(to, from));
                 self.put(now, to, from, connection, Packet::Opened);
                 self.ready.push_back((to, from, connection, Arrival::Connected));
             }
             Packet::Opened if self.opening.get(&(to, from)) == Some(&connection) => {
                 self.opening.remove(&(to, from));
                 self.open.insert((to, from), connection);
+                self.under_way.remove(&(to, from));
                 self.ready.push_back((to, from, connection, Arrival::Connected));
             }
             Packet::Opened => self.put(now, to, from, connection, Packet::Close),

@@ -385,7 +385,7 @@ impl World {
         let agent = Agent::new(self.now, target, &self.targets[target], holder, mode, &mut self.prng);
         self.agents.insert(number, agent);
         self.targets[target].agent = Some(number);
-        self.connections.start(End::Client(number));
+        self.connections.start(self.now, End::Client(number));
         self.after(Duration::ZERO, Timer::Dial(End::Client(number)));
         number
     }
@@ -504,7 +504,7 @@ impl World {
             return Ok(());
         }
         self.log(|| format!("{end:?} starts"));
-        self.connections.start(end);
+        self.connections.start(self.now, end);
         self.after(Duration::ZERO, Timer::Dial(end));
         Ok(())
     }

@@ -68,8 +68,6 @@ pub struct ShardReport {
     pub boot_epoch: u64,
     pub usage: Usage,
     pub metadata: Option<ReplicaReport>,
-    /// Equal on all replicas of the metadata group at equal applied index.
-    pub catalogue_hash: Option<u64>,
     pub volumes: Vec<VolumeReport>,
     /// Groups of which the disk holds nothing usable but the name, and why.
     pub damaged: Vec<(GroupId, String)>,
@@ -90,11 +88,8 @@ pub struct ReplicaReport {
     pub committed: LogIndex,
     pub applied: LogIndex,
     pub checkpointed: LogIndex,
-    pub voters: usize,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
-    /// Replicas that need more than the log still has, as this one knows them if it leads.
-    pub lagging: Vec<ReplicaId>,
     /// Why it serves no more.
     pub stopped: Option<String>,
 }
@@ -106,4 +101,6 @@ pub struct VolumeReport {
     pub size_bytes: u64,
     pub epoch: Epoch,
     pub holder: Option<String>,
+    /// Replicas that need more than the log still has, as the leader knows them.
+    pub lagging: Vec<ReplicaId>,
 }

@@ -210,10 +210,8 @@ impl VolumeGroup {
                     self.backlog.push_front((command, proposal));
                     return;
                 }
-                // The leadership is gone, also where its loss is still to be told.
                 Err(_) => {
                     self.backlog.push_front((command, proposal));
-                    self.serving = None;
                     return self.forget_requests(core);
                 }
             }
@@ -241,8 +239,9 @@ impl VolumeGroup {
 
     /// Carries out what this step's events asked of the replica, until it asks for nothing more.
     pub(crate) fn settle(&mut self, core: &mut Core) {
+        // Once: a proposal that waits for the lease makes the replica ask for it each time it is tried.
+        self.work_off_backlog(core);
         loop {
-            self.work_off_backlog(core);
             let mut outputs = Vec::new();
             self.replica.settle(&mut core.context(), &mut outputs);
             if outputs.is_empty() {
@@ -263,7 +262,7 @@ impl VolumeGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
-            Output::BecameLeader(_) => {}
+            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
             Output::Serving(term) => {
                 self.serving = Some(term);
                 for client in &self.clients {
@@ -282,8 +281,6 @@ impl VolumeGroup {
                     core.effects.clients.push((read.asker.client, reply));
                 }
             }
-            // Told by the replica's status as long as it lasts; the log may still do it where the peer had more.
-            Output::NeedsDelta { .. } => {}
             Output::Stopped { reason } => {
                 self.stopped = Some(reason);
                 self.serving = None;

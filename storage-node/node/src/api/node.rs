@@ -157,7 +157,7 @@ impl Node for Services {
                 epoch: volume.epoch.0,
                 attached_to: volume.holder.clone().unwrap_or_default(),
                 stopped: replica.stopped.as_ref().map(|reason| stopped(reason)),
-                lagging_replica_ids: replica.lagging.iter().map(ToString::to_string).collect(),
+                lagging_replica_ids: volume.lagging.iter().map(ToString::to_string).collect(),
             }
         });
         Ok(Response::new(v1::ListReplicasResponse { replicas: replicas.collect() }))

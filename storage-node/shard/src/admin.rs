@@ -68,6 +68,8 @@ pub struct ShardReport {
     pub boot_epoch: u64,
     pub usage: Usage,
     pub metadata: Option<ReplicaReport>,
+    /// Equal on all replicas of the metadata group at equal applied index.
+    pub catalogue_hash: Option<u64>,
     pub volumes: Vec<VolumeReport>,
     /// Groups of which the disk holds nothing usable but the name, and why.
     pub damaged: Vec<(GroupId, String)>,
@@ -88,6 +90,7 @@ pub struct ReplicaReport {
     pub committed: LogIndex,
     pub applied: LogIndex,
     pub checkpointed: LogIndex,
+    pub voters: usize,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
     /// Why it serves no more.

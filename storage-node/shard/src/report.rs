@@ -50,6 +50,7 @@ impl Shard {
             boot_epoch: superblock.boot_epoch,
             usage: self.core.store.usage(),
             metadata,
+            catalogue_hash: self.metadata.as_ref().map(|group| group.catalogue().state_hash()),
             volumes: volumes.collect(),
             damaged: self.damaged.iter().map(|(group, reason)| (*group, reason.clone())).collect(),
             peers: peers
@@ -79,6 +80,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         committed: status.committed,
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
+        voters: replica.directory().len(),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),
     }

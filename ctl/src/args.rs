@@ -148,7 +148,9 @@ pub enum Volume {
         format: Format,
     },
     /// Delete a volume and its data
-    Delete { name: String },
+    Delete {
+        name: String,
+    },
 }
 
 #[derive(Args)]

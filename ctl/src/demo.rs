@@ -133,7 +133,10 @@ impl Writer {
     fn finish(self, began: Instant) -> Result<NbdClient> {
         let result = self.thread.join().map_err(|_| anyhow!("the writer panicked"))?;
         let (client, longest) = result?;
-        say(began, &format!("writing went on with another leader; the longest wait of a write: {} ms", longest.as_millis()));
+        say(
+            began,
+            &format!("writing went on with another leader; the longest wait of a write: {} ms", longest.as_millis()),
+        );
         Ok(client)
     }
 }

@@ -106,11 +106,11 @@ impl Scenario {
         for number in 0..nodes {
             let node = identifier(&mut prng, NodeId::from_bytes);
             let disk_id = identifier(&mut prng, DiskId::from_bytes);
-            let megabytes = *prng.pick(&[64u64, 80]);
+            let megabytes = *prng.pick(&[112u64, 128]);
             let disk = SimDisk::new(root.split("disk", u64::from(number)), DiskOptions::solid_state(megabytes << 20));
             let format = FormatOptions {
                 wal_segment_bytes: 5 << 20,
-                wal_segments: 4,
+                wal_segments: *prng.pick(&[4, 8, 12]),
                 groups_max: 64,
                 ..FormatOptions::new(cluster, node, disk_id)
             };
@@ -330,9 +330,7 @@ impl Scenario {
     fn compare(&mut self) -> Result<(), Failure> {
         self.world.run_for(Duration::from_secs(5))?;
         self.note_lagging();
-        let mut groups: BTreeSet<GroupId> = self.world.targets.iter().map(|t| GroupId::first(t.volume)).collect();
-        groups.insert(GroupId::metadata(self.cluster));
-        for group in groups {
+        for group in self.groups() {
             let lagging = self.lagging.clone();
             let equal = |world: &World| {
                 let states = states_of(world, group, &lagging);
@@ -388,15 +386,17 @@ impl Scenario {
 
     /// Replicas that need more than the log has: nothing brings them back yet.
     fn note_lagging(&mut self) {
-        for machine in &self.world.machines {
-            let Some(shard) = &machine.shard else { continue };
-            for volume in shard.report().volumes {
-                let group = GroupId::first(volume.volume);
-                if shard.leads(group) {
-                    self.lagging.extend(volume.lagging.iter().map(|replica| (group, *replica)));
-                }
+        for group in self.groups() {
+            let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
+            for shard in shards.filter(|shard| shard.leads(group)) {
+                self.lagging.extend(shard.lagging(group).into_iter().map(|replica| (group, replica)));
             }
         }
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        let volumes = self.world.targets.iter().map(|target| GroupId::first(target.volume));
+        volumes.chain([GroupId::metadata(self.cluster)]).collect()
     }
 
     fn change(&mut self, command: Command) -> Result<(), Failure> {
@@ -466,7 +466,10 @@ impl Scenario {
             }
         }
         for (number, agent) in self.world.agents.iter().filter(|(_, agent)| agent.alive) {
-            text.push_str(&format!("\n  agent {number} outstanding {} {:?}", agent.outstanding(), agent.client.status()));
+            let end = End::Client(*number);
+            let open: Vec<bool> = self.world.machines.iter().map(|m| self.world.connections.is_open(end, m.end)).collect();
+            let known: Vec<bool> = self.world.machines.iter().map(|m| self.world.connections.is_open(m.end, end)).collect();
+            text.push_str(&format!("\n  agent {number} outstanding {} open {open:?} {known:?} deadline {:?} now {:?} {:?}", agent.outstanding(), agent.client.deadline(), self.world.now, agent.client.status()));
         }
         Failure::Stuck(text)
     }

@@ -160,6 +160,7 @@ impl Scenario {
             link,
             drift_ppm: drift_ppm as i32,
             size_bytes_max: 8 << 20,
+            fragile: prng.below(u64::from(nodes)) as usize,
             struck: BTreeMap::new(),
         };
         let sizes = (0..prng.between(1, 2))
@@ -280,10 +281,13 @@ impl Scenario {
     fn verify(&mut self) -> Result<(), Failure> {
         self.note_lagging();
         for round in 0..2 {
+            // Also those whose wish to take over has not been heard yet, and what they had on its way.
+            let agents: Vec<u32> = self.world.agents.keys().copied().collect();
+            for number in agents {
+                self.world.kill_agent(number, round == 0);
+            }
+            self.world.run_for(Duration::from_secs(1))?;
             for target in 0..self.world.targets.len() {
-                if let Some(number) = self.world.targets[target].agent {
-                    self.world.kill_agent(number, round == 0);
-                }
                 let agent = self.world.attach_new(target);
                 let attached = |world: &World| world.agents[&agent].session.is_some();
                 if !self.world.run_until(self.world.now + HEAL_MAX, attached)? {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_consensus::Timestamp;
-use holdfast_id::{DiskId, NodeId};
+use holdfast_id::{DiskId, GroupId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
 use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
@@ -58,6 +58,8 @@ pub struct Machine {
     /// Why the disk was given up.
     pub failed: Option<String>,
     pub boots: u32,
+    /// A start found something of the log unreadable.
+    pub found_damage: bool,
     pub shard: Option<Shard>,
     options: ShardOptions,
     prng: Prng,
@@ -88,6 +90,7 @@ impl Machine {
             may_fail: false,
             failed: None,
             boots: 0,
+            found_damage: false,
             shard: None,
             options,
             prng,
@@ -128,6 +131,8 @@ impl Machine {
         self.options.seed = self.prng.next_u64();
         let shard = Shard::open(self.options, &self.disk, self.clock.read(now)).map_err(|error| chain(&error))?;
         self.log_region = shard.superblock().wal.start..shard.superblock().wal.end;
+        let volumes = shard.report().volumes.into_iter().map(|volume| GroupId::first(volume.volume));
+        self.found_damage |= volumes.into_iter().any(|group| !shard.is_whole(group));
         self.shard = Some(shard);
         self.power = Power::On;
         self.busy_until = now;

@@ -64,7 +64,7 @@ pub struct Demo {
     #[arg(long)]
     pub keep: bool,
     /// How much data is written, in MiB
-    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u64).range(16..=512))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=512))]
     pub data: u64,
 }
 
@@ -148,7 +148,9 @@ pub enum Volume {
         format: Format,
     },
     /// Delete a volume and its data
-    Delete { name: String },
+    Delete {
+        name: String,
+    },
 }
 
 #[derive(Args)]

@@ -125,13 +125,7 @@ pub fn attach(cluster_dir: Option<PathBuf>, options: Attach) -> Result<()> {
     Ok(())
 }
 
-pub fn attach_to(
-    dir: &Path,
-    volume: &v1::Volume,
-    nbd_socket: &Path,
-    take_over: bool,
-    agent: &str,
-) -> Result<Value> {
+pub fn attach_to(dir: &Path, volume: &v1::Volume, nbd_socket: &Path, take_over: bool, agent: &str) -> Result<Value> {
     ensure_agent(dir, agent)?;
     let mut nodes = Vec::new();
     for replica in &volume.replicas {

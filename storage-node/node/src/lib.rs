@@ -24,10 +24,8 @@ pub fn run(config: Config) -> Result<()> {
     std::fs::create_dir_all(&config.dir).with_context(|| format!("create {}", config.dir.display()))?;
     let config = Arc::new(config);
     let (rim, control) = rim::Rim::start(&config)?;
-    let data = std::thread::Builder::new()
-        .name("shard".into())
-        .spawn(move || rim.run())
-        .context("start the data thread")?;
+    let data =
+        std::thread::Builder::new().name("shard".into()).spawn(move || rim.run()).context("start the data thread")?;
     let served = api::serve(&config, control);
     match data.join() {
         Ok(result) => result.and(served),

@@ -117,8 +117,8 @@ impl Rim {
         options.cluster = Some(superblock.cluster);
         let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
         let listen = self.config.listen;
-        let listener = TcpListener::bind(listen)
-            .with_context(|| format!("listen on {listen}: is another node running there?"))?;
+        let listener =
+            TcpListener::bind(listen).with_context(|| format!("listen on {listen}: is another node running there?"))?;
         transport.listen(listener)?;
         let peers = Peers::open(&self.config.dir, self.node)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
@@ -181,11 +181,13 @@ impl Rim {
                     self.stopping = true;
                     Answer::Done
                 }
-                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => Answer::Refused(match self.disk.view().state {
-                    DiskState::Empty => "the node belongs to no cluster yet".into(),
-                    DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
-                    DiskState::Formatted(_) => "the disk is not open".into(),
-                }),
+                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => {
+                    Answer::Refused(match self.disk.view().state {
+                        DiskState::Empty => "the node belongs to no cluster yet".into(),
+                        DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
+                        DiskState::Formatted(_) => "the disk is not open".into(),
+                    })
+                }
                 Call::Learn(addresses) => {
                     let live = self.live.as_mut().expect("checked by the arm before");
                     match live.peers.learn(&addresses) {

@@ -1,12 +1,36 @@
 //! What a shard tells of itself to people and programs.
 
+use bytes::Bytes;
+use holdfast_consensus::{LogIndex, ProgressState};
+use holdfast_id::{GroupId, ReplicaId};
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
 use crate::shard::Shard;
 
 impl Shard {
-    pub(crate) fn report(&self) -> ShardReport {
+    /// Whether this node's replica of the group leads and serves.
+    pub fn leads(&self, group: GroupId) -> bool {
+        match self.volumes.get(&group) {
+            Some(volume) => volume.serving(),
+            None => self.metadata.as_ref().is_some_and(|metadata| metadata.group() == group && metadata.serving()),
+        }
+    }
+
+    /// The replica of the group here, how far it has applied the log, and the state that came of it: equal on all
+    /// replicas at equal indexes.
+    pub fn machine_state(&self, group: GroupId) -> Option<(ReplicaId, LogIndex, Bytes)> {
+        fn of<S: StateMachine>(replica: &Replica<S>) -> (ReplicaId, LogIndex, Bytes) {
+            (replica.id(), replica.applied().index, replica.machine().encode_state())
+        }
+        match self.volumes.get(&group) {
+            Some(volume) => Some(of(&volume.replica)),
+            None => self.metadata.as_ref().filter(|metadata| metadata.group() == group).map(|m| of(&m.replica)),
+        }
+    }
+
+    /// What this node itself knows, without asking anybody.
+    pub fn report(&self) -> ShardReport {
         let superblock = self.core.store.superblock();
         let metadata = self.metadata.as_ref().map(|group| replica(&group.replica, group.serving(), group.stopped()));
         let volumes = self.volumes.values().map(|group| {
@@ -17,7 +41,7 @@ impl Shard {
                 size_bytes: volume.geometry().size_bytes,
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
-                lagging: group.lagging().iter().copied().collect(),
+                lagging: lagging(&group.replica),
             }
         });
         let peers = self.core.watched.iter();
@@ -34,6 +58,12 @@ impl Shard {
                 .collect(),
         }
     }
+}
+
+/// Peers whose next entry has left the leader's log, until they are past its base again.
+fn lagging<S: StateMachine>(replica: &Replica<S>) -> Vec<ReplicaId> {
+    let peers = replica.status().peers.into_iter();
+    peers.filter(|peer| peer.state == ProgressState::NeedsDelta).map(|peer| peer.replica).collect()
 }
 
 fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option<&str>) -> ReplicaReport {

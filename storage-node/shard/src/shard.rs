@@ -58,12 +58,7 @@ pub struct ShardOptions {
 impl ShardOptions {
     /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
     pub const fn new(seed: u64) -> ShardOptions {
-        ShardOptions {
-            heartbeat: Duration::from_millis(100),
-            lease: Duration::from_millis(300),
-            drift_ppm: 500,
-            seed,
-        }
+        ShardOptions { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(300), drift_ppm: 500, seed }
     }
 }
 
@@ -109,10 +104,9 @@ impl<S: StateMachine> Driven for Replica<S> {
         if to != self.id() {
             return; // Meant for a former replica of this group on this node.
         }
-        match wire::decode(meta, payload) {
-            Ok(message) => Replica::on_message(self, context, from, message),
-            // The sender is one of ours, by its certificate, but of another build: as good as lost on the way.
-            Err(_) => {}
+        // One that cannot be read is another build's, by its certificate one of ours: as good as lost on the way.
+        if let Ok(message) = wire::decode(meta, payload) {
+            Replica::on_message(self, context, from, message);
         }
     }
 

@@ -360,12 +360,15 @@ impl<S: StateMachine> Replica<S> {
         result
     }
 
-    /// # Errors
-    /// This replica does not lead, or `to` is no voter.
-    pub fn transfer(&mut self, context: &mut Context<'_>, to: ReplicaId) -> Result<(), Refusal> {
-        let mut result = Ok(());
-        self.call(context, |raft, now, view| result = raft.transfer(now, view, to));
-        result
+    /// The disk hangs: hands the leadership, if it is here, to the reachable peer that has the most. Repeating is
+    /// harmless.
+    pub fn yield_leadership(&mut self, context: &mut Context<'_>) {
+        let peers = self.raft.status().peers.into_iter().filter(|peer| peer.reachable);
+        let Some(best) = peers.max_by_key(|peer| peer.flushed) else { return };
+        // Refused where no peer is fit yet: asked again with the next heartbeat.
+        self.call(context, |raft, now, view| {
+            let _ = raft.transfer(now, view, best.replica);
+        });
     }
 
     /// The disk failed: acknowledge nothing more, lead no more.

@@ -96,6 +96,7 @@ trait Driven {
     fn on_checkpoint_wanted(&mut self);
     fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64);
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str);
+    fn yield_leadership(&mut self, context: &mut Context<'_>);
     fn lives_on(&self, node: NodeId) -> bool;
 }
 
@@ -136,6 +137,10 @@ impl<S: StateMachine> Driven for Replica<S> {
 
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str) {
         Replica::on_disk_failed(self, context, reason);
+    }
+
+    fn yield_leadership(&mut self, context: &mut Context<'_>) {
+        Replica::yield_leadership(self, context);
     }
 
     fn lives_on(&self, node: NodeId) -> bool {
@@ -285,6 +290,11 @@ impl Shard {
         let now = self.core.now;
         let boot = self.core.boot();
         let disk_stalled = self.core.disk_stalled();
+        if disk_stalled {
+            for group in self.groups() {
+                self.with_group(group, |replica, context| replica.yield_leadership(context));
+            }
+        }
         for due in self.core.pairs.on_deadline(now) {
             let heartbeat = PeerMessage::Heartbeat { sequence: due.sequence, boot, disk_stalled };
             self.core.effects.peers.push((due.to, heartbeat));

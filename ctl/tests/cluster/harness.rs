@@ -240,7 +240,9 @@ fn processes_naming(path: &Path) -> Vec<u32> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(line) = fs::read(entry.path().join("cmdline")) else { continue };
         let words: Vec<&str> = line.split(|byte| *byte == 0).filter_map(|word| str::from_utf8(word).ok()).collect();
-        if words.first() == Some(&env!("CARGO_BIN_EXE_holdfast")) && words.iter().any(|word| Path::new(word).starts_with(path)) {
+        if words.first() == Some(&env!("CARGO_BIN_EXE_holdfast"))
+            && words.iter().any(|word| Path::new(word).starts_with(path))
+        {
             found.push(pid);
         }
     }

@@ -61,7 +61,15 @@ pub fn connect(socket: &Path) -> io::Result<(Sender, Receiver)> {
 }
 
 impl Sender {
-    pub fn send(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, length: u32, data: &[u8]) -> io::Result<()> {
+    pub fn send(
+        &mut self,
+        command: u16,
+        flags: u16,
+        cookie: u64,
+        offset: u64,
+        length: u32,
+        data: &[u8],
+    ) -> io::Result<()> {
         let mut request = Vec::with_capacity(28 + data.len());
         request.extend(REQUEST_MAGIC.to_be_bytes());
         request.extend(flags.to_be_bytes());

@@ -124,7 +124,7 @@ pub enum Volume {
         /// Such as 4Gi or 512MiB; a multiple of 4 KiB
         #[arg(long, value_parser = size)]
         size: u64,
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
         replicas: u32,
         /// 512 or 4096
         #[arg(long, default_value_t = 512)]

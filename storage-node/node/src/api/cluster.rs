@@ -91,7 +91,9 @@ fn find<'a>(catalogue: &'a Catalogue, wanted: &str) -> Result<(VolumeId, &'a Vol
         return Ok(found);
     }
     let by_id = wanted.parse().ok().and_then(|id| catalogue.volumes().get(&id).map(|volume| (id, volume)));
-    by_id.ok_or_else(|| refuse(Code::NotFound, "UnknownVolume", &format!("there is no volume {wanted}")))
+    by_id.ok_or_else(|| {
+        refuse(Code::NotFound, "UnknownVolume", &format!("there is no volume {wanted}; list those there are"))
+    })
 }
 
 fn generation(expected: u64) -> Option<u64> {

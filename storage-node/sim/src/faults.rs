@@ -1,7 +1,7 @@
 //! What breaks, and what the attached machines do beside reading and writing.
 //!
 //! A seed chooses which kinds it uses and how often they strike; each strike undoes itself after a time of its own,
-//! so that faults overlap. [`World::heal`] undoes them all at once.
+//! so that faults overlap. `World::heal` undoes them all at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

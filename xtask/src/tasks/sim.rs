@@ -8,11 +8,11 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result};
 
 use crate::checks::manifests::PLANTED;
-use crate::run;
+use crate::run::cargo;
 use crate::workspace::Workspace;
 
 pub fn run(workspace: &Workspace, arguments: &[OsString]) -> Result<ExitCode> {
-    let mut command = Command::new(run::cargo());
+    let mut command = Command::new(cargo());
     command.args(["run", "--quiet", "--locked", "-p", "holdfast-sim", "--bin", "holdfast-sim"]);
     if arguments.iter().any(|argument| argument == "--planted") {
         command.args(["--features", &format!("holdfast-sim/{PLANTED}")]);

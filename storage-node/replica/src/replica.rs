@@ -188,7 +188,7 @@ impl<S: StateMachine> Replica<S> {
         let checkpoint = codec::decode_position(&recovered.checkpoint.position).map_err(failed("checkpoint"))?;
         assert_eq!(checkpoint.index.0, recovered.checkpoint_index, "a checkpoint's position names its index");
         let hard_state = recovered.hard_state.as_ref().unwrap_or(&recovered.checkpoint.hard_state);
-        let (hard_state, damaged) = codec::hard_state(hard_state).map_err(failed("hard state"))?;
+        let (mut hard_state, damaged) = codec::hard_state(hard_state).map_err(failed("hard state"))?;
         let mut entries = Vec::with_capacity(recovered.records.len());
         for record in recovered.records {
             let entry = codec::entry(LogIndex(record.index), &record.header, record.payload);
@@ -199,6 +199,12 @@ impl<S: StateMachine> Replica<S> {
             Some(first) if first.position.index <= checkpoint.index => entries.remove(0).position,
             _ => checkpoint,
         };
+        let last = entries.last().map_or(base, |entry| entry.position);
+        if (recovered.damage.is_some() || damaged) && last.term > hard_state.term {
+            // The hard state that was durable before this entry is among what was damaged; to whom the vote of that
+            // term went is not known, and none is given before an elected leader was followed.
+            hard_state = HardState { term: last.term, vote: None };
+        }
         options.id = recovered.replica;
         // What was written back in place was committed: its blocks are readable only once it is applied again.
         let committed = LogIndex(recovered.committed_to.max(checkpoint.index.0));

@@ -18,6 +18,9 @@ use crate::network::Link;
 use crate::prng::MILLION;
 use crate::world::{Timer, World};
 
+/// More of it and the fragile machine never gets whole again in between.
+const ROTS_MAX: u64 = 2;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
     /// A node's process is killed; what it had not flushed survives in any part.
@@ -180,6 +183,9 @@ impl World {
             }
             FaultKind::RottenLog => {
                 let number = self.plan.fragile;
+                if self.plan.struck.get(&kind).is_some_and(|count| *count >= ROTS_MAX) {
+                    return false;
+                }
                 self.lose(number, Power::Off, lasts) && self.machines[number].rot_log(&mut self.prng)
             }
             FaultKind::AgentKill => self.agent_again(target, |holder, epoch| match epoch {

@@ -31,7 +31,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 9] = [
+pub const MARKS: [&str; 10] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -40,6 +40,7 @@ pub const MARKS: [&str; 9] = [
     "a detach",
     "a resize under load",
     "a replica behind the log",
+    "no quorum without a rebuild",
     "a message dropped at a full buffer",
 ];
 
@@ -67,6 +68,9 @@ pub struct Report {
     pub faults: BTreeMap<FaultKind, u64>,
     pub marks: BTreeSet<&'static str>,
     pub lagging: u64,
+    /// So many replicas lag behind what is left of the log that their group has no quorum: nothing brings them back
+    /// yet. What was read until then was right.
+    pub beyond_repair: bool,
     pub events: u64,
     pub log_hash: u64,
     /// Simulated.
@@ -77,7 +81,7 @@ impl Report {
     /// Whether it has shown enough to count.
     pub fn counts(&self) -> bool {
         let faults: u64 = self.faults.iter().filter(|(kind, _)| kind.breaks()).map(|(_, count)| count).sum();
-        self.operations >= OPERATIONS_MIN && faults >= FAULTS_MIN
+        !self.beyond_repair && self.operations >= OPERATIONS_MIN && faults >= FAULTS_MIN
     }
 }
 
@@ -86,11 +90,15 @@ impl Report {
 pub fn run(seed: u64, options: Options) -> Result<Report, Failure> {
     let mut scenario = Scenario::new(seed, options)?;
     scenario.set_up()?;
-    scenario.chaos()?;
-    scenario.heal()?;
-    scenario.verify()?;
-    scenario.compare()?;
-    Ok(scenario.report())
+    let ended = scenario.chaos().and_then(|()| scenario.heal()).and_then(|()| scenario.verify());
+    match ended.and_then(|()| scenario.compare()) {
+        Err(Failure::Stuck(_)) if scenario.is_beyond_repair() => {
+            scenario.world.marks.insert("no quorum without a rebuild");
+            Ok(Report { beyond_repair: true, ..scenario.report() })
+        }
+        Err(failure) => Err(failure),
+        Ok(()) => Ok(scenario.report()),
+    }
 }
 
 struct Scenario {
@@ -376,6 +384,19 @@ impl Scenario {
         held_up.filter_map(|shard| shard.machine_state(group)).map(|(replica, ..)| (group, replica)).collect()
     }
 
+    /// Whether some group has no quorum of replicas that run and can follow.
+    fn is_beyond_repair(&mut self) -> bool {
+        self.note_lagging();
+        self.groups().into_iter().any(|group| {
+            let held_up = self.held_up(group);
+            let shards = self.world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
+            let fit = shards.filter_map(|shard| shard.machine_state(group)).filter(|(r, ..)| !held_up.contains(&(group, *r)));
+            let members = self.world.targets.iter().find(|target| GroupId::first(target.volume) == group);
+            let members = members.map_or(self.world.machines.len(), |target| target.replicas.len());
+            fit.count() * 2 <= members
+        })
+    }
+
     fn report(mut self) -> Report {
         self.note_marks();
         let world = self.world;
@@ -384,6 +405,7 @@ impl Scenario {
             bytes_verified: world.targets.iter().map(Target::bytes_verified).sum(),
             faults: world.plan.struck.clone(),
             lagging: self.lagging.len() as u64,
+            beyond_repair: false,
             events: world.events,
             log_hash: world.log_hash(),
             lasted: world.now.since(self.started),

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::harness::{Cluster, holdfast};
 
@@ -85,7 +85,8 @@ fn a_node_does_not_start_with_what_is_not_its_own() {
     }
     let any = "127.0.0.1:0";
     let (disk, pki) = (ours.dir().join("node-2/disk"), ours.dir().join("pki"));
-    let before = fs::read(&disk).expect("the disk");
+    let written = || fs::metadata(&disk).and_then(|disk| disk.modified()).expect("the disk");
+    let before = written();
 
     let taken = TcpListener::bind(any).expect("a port");
     let taken = taken.local_addr().expect("an address").to_string();
@@ -100,7 +101,7 @@ fn a_node_does_not_start_with_what_is_not_its_own() {
         &storage_node(&ours, "node-2", &ours.dir().join("node-1/disk"), &pki, any, any),
         "in use by another process",
     );
-    assert!(fs::read(&disk).expect("the disk") == before, "the disk was not touched");
+    assert_eq!(written(), before, "the disk was not touched");
 
     let output = holdfast().args(["dev", "up", "--dir"]).arg(ours.dir()).output().expect("holdfast runs");
     refused(&output, "another `holdfast dev up` runs");
@@ -112,24 +113,34 @@ fn a_node_does_not_start_with_what_is_not_its_own() {
 fn certificates_of_another_authority_reach_nobody() {
     let (ours, theirs) = (Cluster::start(&[]), Cluster::start(&["--nodes", "1"]));
     let mixed = tempfile::tempdir().expect("a temporary folder");
-    let command =
-        |verb: &[&str]| holdfast().arg("--cluster").arg(mixed.path()).args(verb).output().expect("holdfast runs");
-    refused(&command(&["status"]), "no development cluster here");
-    fs::copy(ours.dir().join("cluster.json"), mixed.path().join("cluster.json")).expect("copied");
-    fs::create_dir(mixed.path().join("pki")).expect("a folder");
-    for file in ["ca.pem", "admin.pem", "admin.key"] {
-        fs::copy(theirs.dir().join("pki").join(file), mixed.path().join("pki").join(file)).expect("copied");
-    }
-    refused(&command(&["volume", "create", "v", "--size", "64Mi"]), "UnknownIssuer");
-    // Who is trusted by us, but is not trusted by them.
-    fs::copy(ours.dir().join("pki/ca.pem"), mixed.path().join("pki/ca.pem")).expect("copied");
-    let output = command(&["volume", "create", "v", "--size", "64Mi"]);
-    refused(&output, "certificate");
+    let folder = |name: &str, trusted: &Cluster| {
+        let dir = mixed.path().join(name);
+        fs::create_dir_all(dir.join("pki")).expect("a folder");
+        fs::copy(ours.dir().join("cluster.json"), dir.join("cluster.json")).expect("copied");
+        for (file, from) in [("ca.pem", trusted), ("admin.pem", &theirs), ("admin.key", &theirs)] {
+            fs::copy(from.dir().join("pki").join(file), dir.join("pki").join(file)).expect("copied");
+        }
+        dir
+    };
+    let command = |dir: &Path, verb: &[&str]| {
+        let mut command = holdfast();
+        command.arg("--cluster").arg(dir).args(verb).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().expect("holdfast runs")
+    };
+    let create = ["volume", "create", "v", "--size", "64Mi"];
+    // One that does not trust our nodes, one that our nodes do not trust; each looks for a while for a node that answers.
+    let (distrusts, distrusted) = (folder("distrusts", &theirs), folder("distrusted", &ours));
+    let both = [command(&distrusts, &create), command(&distrusted, &create)];
+    let [distrusts, refused_by_us] = both.map(|child| child.wait_with_output().expect("it ends"));
+    refused(&distrusts, "UnknownIssuer");
+    refused(&refused_by_us, "does not accept the certificate");
     assert_eq!(ours.json(&["volume", "list", "--json"]).as_array().map(Vec::len), Some(0), "nothing was made");
 
+    let status = |dir: &Path| command(dir, &["status"]).wait_with_output().expect("it ends");
+    refused(&status(mixed.path()), "no development cluster here");
     let newer = ours.file().to_string().replace("\"version\":1", "\"version\":9");
-    fs::write(mixed.path().join("cluster.json"), newer).expect("written");
-    refused(&command(&["status"]), "written by another release");
-    fs::write(mixed.path().join("cluster.json"), "{").expect("written");
-    refused(&command(&["status"]), "cannot be read");
+    fs::write(distrusted.join("cluster.json"), newer).expect("written");
+    refused(&status(&distrusted), "written by another release");
+    fs::write(distrusted.join("cluster.json"), "{").expect("written");
+    refused(&status(&distrusted), "cannot be read");
 }

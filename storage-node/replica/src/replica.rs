@@ -21,6 +21,7 @@ use holdfast_store::group::{
 use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
+use crate::planted::{self, Bug};
 
 /// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
 /// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.
@@ -416,7 +417,7 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted => self.held.push_back((sequence, to, message)),
+                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => self.held.push_back((sequence, to, message)),
                 _ => outputs.push(Output::Send { to, message }),
             },
             Effect::Committed(index) => self.apply(store, index, outputs),

@@ -17,6 +17,23 @@ impl Shard {
         }
     }
 
+    /// Whether the log of the group here has everything that this node told to be durable: false after damage, until
+    /// the leader has filled it up.
+    pub fn is_whole(&self, group: GroupId) -> bool {
+        match self.volumes.get(&group) {
+            Some(volume) => volume.replica.status().may_vote,
+            None => self.metadata.as_ref().is_none_or(|metadata| metadata.replica.status().may_vote),
+        }
+    }
+
+    /// Replicas of the group that need more than the log still has, where this node's leads.
+    pub fn lagging(&self, group: GroupId) -> Vec<ReplicaId> {
+        match self.volumes.get(&group) {
+            Some(volume) => lagging(&volume.replica),
+            None => self.metadata.as_ref().filter(|m| m.group() == group).map_or(Vec::new(), |m| lagging(&m.replica)),
+        }
+    }
+
     /// The replica of the group here, how far it has applied the log, and the state that came of it: equal on all
     /// replicas at equal indexes.
     pub fn machine_state(&self, group: GroupId) -> Option<(ReplicaId, LogIndex, Bytes)> {

@@ -1,7 +1,7 @@
 //! What breaks, and what the attached machines do beside reading and writing.
 //!
 //! A seed chooses which kinds it uses and how often they strike; each strike undoes itself after a time of its own,
-//! so that faults overlap. [`World::heal`] undoes them all at once.
+//! so that faults overlap. `World::heal` undoes them all at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -36,6 +36,9 @@ pub enum FaultKind {
     SlowDisk,
     HungDisk,
     Drift,
+    /// A machine loses power, and something of its log has rotted when it comes back. One machine per run: what no
+    /// other copy has cannot be repaired.
+    RottenLog,
     /// An agent's process is killed; its next one resumes the epoch.
     AgentKill,
     /// A machine with an agent loses power; another one takes the volume over.
@@ -48,7 +51,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    pub const ALL: [FaultKind; 15] = [
+    pub const ALL: [FaultKind; 16] = [
         FaultKind::Kill,
         FaultKind::PowerLoss,
         FaultKind::PowerLossOfAll,
@@ -59,6 +62,7 @@ impl FaultKind {
         FaultKind::SlowDisk,
         FaultKind::HungDisk,
         FaultKind::Drift,
+        FaultKind::RottenLog,
         FaultKind::AgentKill,
         FaultKind::AgentLoss,
         FaultKind::TakeOver,
@@ -86,6 +90,8 @@ pub struct Plan {
     /// No clock is further off than this.
     pub drift_ppm: i32,
     pub size_bytes_max: u64,
+    /// The machine whose disk may rot.
+    pub fragile: usize,
     pub struck: BTreeMap<FaultKind, u64>,
 }
 
@@ -171,6 +177,10 @@ impl World {
                 let now = self.now;
                 self.machines[number].clock.set_drift(now, drift);
                 true
+            }
+            FaultKind::RottenLog => {
+                let number = self.plan.fragile;
+                self.lose(number, Power::Off, lasts) && self.machines[number].rot_log(&mut self.prng)
             }
             FaultKind::AgentKill => self.agent_again(target, |holder, epoch| match epoch {
                 Some(epoch) => (holder, Mode::Resume { epoch }),

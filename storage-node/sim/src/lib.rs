@@ -13,6 +13,8 @@ pub mod faults;
 pub mod latency;
 pub mod machine;
 pub mod network;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod prng;
 pub mod scenario;
 pub mod stamp;

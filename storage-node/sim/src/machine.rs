@@ -4,16 +4,17 @@
 //! clock after the last of it, steps the shard once for all of it, and takes time for that. What it is not: the one who
 //! carries the effects out; that is the world's loop, which also decides what breaks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_consensus::Timestamp;
-use holdfast_id::{DiskId, NodeId};
+use holdfast_id::{DiskId, GroupId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
 use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
-use holdfast_store::ops::{DeviceError, OpId};
+use holdfast_store::ops::{DeviceError, DeviceOp, OpId};
 
 use crate::clock::Clock;
 use crate::connections::{Arrival, End};
@@ -28,6 +29,11 @@ const BOOT_SHOWN_MAX: u64 = 30_000_000_000;
 /// Steps in one second of simulated time that nothing but the shard's own deadline asked for. A node of a few groups
 /// has a few tens of them; thousands are a loop that eats a core.
 const IDLE_STEPS_MAX: u32 = 3_000;
+
+/// Rot strikes among so many of the newest writes to the log, and spares the last of them.
+const LOG_WRITES_KEPT: usize = 200;
+const LOG_WRITES_SPARED: usize = 3;
+const SECTOR_BYTES: u64 = 512;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
@@ -52,9 +58,14 @@ pub struct Machine {
     /// Why the disk was given up.
     pub failed: Option<String>,
     pub boots: u32,
+    /// A start found something of the log unreadable.
+    pub found_damage: bool,
     pub shard: Option<Shard>,
     options: ShardOptions,
     prng: Prng,
+    log_region: Range<u64>,
+    /// Offsets and lengths of the newest writes to the log.
+    log_writes: VecDeque<(u64, u64)>,
     inbox: Vec<Event>,
     /// When the first of the inbox came.
     inbox_since: Timestamp,
@@ -64,8 +75,6 @@ pub struct Machine {
     next_client: u64,
     /// Steps without an event, in the second that began then.
     idle_steps: (Timestamp, u32),
-    /// The sampling of the clock is the rim's; this plants the mistake of doing it before the messages are received.
-    pub stale_now: bool,
 }
 
 impl Machine {
@@ -81,9 +90,12 @@ impl Machine {
             may_fail: false,
             failed: None,
             boots: 0,
+            found_damage: false,
             shard: None,
             options,
             prng,
+            log_region: 0..0,
+            log_writes: VecDeque::new(),
             inbox: Vec::new(),
             inbox_since: Timestamp::ZERO,
             busy_until: Timestamp::ZERO,
@@ -91,7 +103,6 @@ impl Machine {
             client_ids: BTreeMap::new(),
             next_client: 0,
             idle_steps: (Timestamp::ZERO, 0),
-            stale_now: false,
         }
     }
 
@@ -119,6 +130,9 @@ impl Machine {
         self.boots += 1;
         self.options.seed = self.prng.next_u64();
         let shard = Shard::open(self.options, &self.disk, self.clock.read(now)).map_err(|error| chain(&error))?;
+        self.log_region = shard.superblock().wal.start..shard.superblock().wal.end;
+        let volumes = shard.report().volumes.into_iter().map(|volume| GroupId::first(volume.volume));
+        self.found_damage |= volumes.into_iter().any(|group| !shard.is_whole(group));
         self.shard = Some(shard);
         self.power = Power::On;
         self.busy_until = now;
@@ -135,6 +149,35 @@ impl Machine {
         self.client_ids.clear();
         self.next_client = 0;
         self.disk.crash(mode);
+    }
+
+    /// Rots a sector of the log, unless it might be of the last batches: they look like torn ones, and what a torn batch
+    /// held was never told to be durable.
+    pub fn rot_log(&mut self, prng: &mut Prng) -> bool {
+        let last = self.log_writes.len().saturating_sub(LOG_WRITES_SPARED);
+        if last == 0 {
+            return false;
+        }
+        let (offset, bytes) = self.log_writes[prng.below(last as u64) as usize];
+        let spared = |at: u64| self.log_writes.iter().skip(last).any(|(start, length)| (*start..start + length).contains(&at));
+        let sector = offset + prng.below(bytes / SECTOR_BYTES) * SECTOR_BYTES;
+        if spared(sector) {
+            return false;
+        }
+        self.disk.corrupt(sector, SECTOR_BYTES);
+        true
+    }
+
+    pub fn submit(&mut self, now: Timestamp, op: DeviceOp) {
+        if let DeviceOp::Write { offset, data, durable: true, .. } = &op
+            && self.log_region.contains(offset)
+        {
+            self.log_writes.push_back((*offset, data.len() as u64));
+            if self.log_writes.len() > LOG_WRITES_KEPT {
+                self.log_writes.pop_front();
+            }
+        }
+        self.disk.submit(now, op);
     }
 
     pub fn push(&mut self, now: Timestamp, event: Event) {
@@ -212,8 +255,9 @@ impl Machine {
     /// # Errors
     /// The shard asks to be woken again and again for nothing.
     pub fn step(&mut self, now: Timestamp) -> Result<Effects, String> {
-        let shard = self.shard.as_mut().expect("only a process that runs wakes up");
         let events = std::mem::take(&mut self.inbox);
+        let sampled_at = self.sampled_at(now, events.is_empty());
+        let shard = self.shard.as_mut().expect("only a process that runs wakes up");
         if events.is_empty() {
             let second = Duration::from_secs(1);
             if now.since(self.idle_steps.0) >= second {
@@ -225,7 +269,6 @@ impl Machine {
                 return Err(format!("{:?} spins: its deadline {deadline:?} does not pass", self.end));
             }
         }
-        let sampled_at = if self.stale_now && !events.is_empty() { self.inbox_since } else { now };
         let count = events.len() as u32;
         let effects = shard.step(events, self.clock.read(sampled_at));
         self.busy_until = now + self.prng.duration(STEP_MIN, STEP_MAX) + STEP_MIN * count;
@@ -233,6 +276,19 @@ impl Machine {
             self.failed = Some(reason.clone());
         }
         Ok(effects)
+    }
+}
+
+impl Machine {
+    /// When the clock is read: after the last event was received.
+    #[cfg(not(feature = "planted"))]
+    fn sampled_at(&self, now: Timestamp, _: bool) -> Timestamp {
+        now
+    }
+
+    #[cfg(feature = "planted")]
+    fn sampled_at(&self, now: Timestamp, empty: bool) -> Timestamp {
+        if crate::planted::stale_now() && !empty { self.inbox_since } else { now }
     }
 }
 

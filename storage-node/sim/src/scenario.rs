@@ -30,6 +30,19 @@ use crate::world::{Failure, Pace, Timer, World};
 pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
+/// What must have happened sometimes, over many seeds, for their silence to mean anything.
+pub const MARKS: [&str; 9] = [
+    "a second leader",
+    "a restart",
+    "a checkpoint",
+    "damage at a start",
+    "a fenced request",
+    "a detach",
+    "a resize under load",
+    "a replica behind the log",
+    "a message dropped at a full buffer",
+];
+
 /// The metadata plane answers within this, when nothing breaks.
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// The chaos lasts at least and at most so long.
@@ -106,11 +119,11 @@ impl Scenario {
         for number in 0..nodes {
             let node = identifier(&mut prng, NodeId::from_bytes);
             let disk_id = identifier(&mut prng, DiskId::from_bytes);
-            let megabytes = *prng.pick(&[64u64, 80]);
+            let megabytes = *prng.pick(&[112u64, 128]);
             let disk = SimDisk::new(root.split("disk", u64::from(number)), DiskOptions::solid_state(megabytes << 20));
             let format = FormatOptions {
                 wal_segment_bytes: 5 << 20,
-                wal_segments: 4,
+                wal_segments: *prng.pick(&[4, 8, 12]),
                 groups_max: 64,
                 ..FormatOptions::new(cluster, node, disk_id)
             };
@@ -160,6 +173,7 @@ impl Scenario {
             link,
             drift_ppm: drift_ppm as i32,
             size_bytes_max: 8 << 20,
+            fragile: prng.below(u64::from(nodes)) as usize,
             struck: BTreeMap::new(),
         };
         let sizes = (0..prng.between(1, 2))
@@ -280,10 +294,13 @@ impl Scenario {
     fn verify(&mut self) -> Result<(), Failure> {
         self.note_lagging();
         for round in 0..2 {
+            // Also those whose wish to take over has not been heard yet, and what they had on its way.
+            let agents: Vec<u32> = self.world.agents.keys().copied().collect();
+            for number in agents {
+                self.world.kill_agent(number, round == 0);
+            }
+            self.world.run_for(Duration::from_secs(1))?;
             for target in 0..self.world.targets.len() {
-                if let Some(number) = self.world.targets[target].agent {
-                    self.world.kill_agent(number, round == 0);
-                }
                 let agent = self.world.attach_new(target);
                 let attached = |world: &World| world.agents[&agent].session.is_some();
                 if !self.world.run_until(self.world.now + HEAL_MAX, attached)? {
@@ -330,16 +347,14 @@ impl Scenario {
     fn compare(&mut self) -> Result<(), Failure> {
         self.world.run_for(Duration::from_secs(5))?;
         self.note_lagging();
-        let mut groups: BTreeSet<GroupId> = self.world.targets.iter().map(|t| GroupId::first(t.volume)).collect();
-        groups.insert(GroupId::metadata(self.cluster));
-        for group in groups {
-            let lagging = self.lagging.clone();
+        for group in self.groups() {
+            let lagging = self.held_up(group);
             let equal = |world: &World| {
                 let states = states_of(world, group, &lagging);
                 states.windows(2).all(|pair| pair[0] == pair[1])
             };
             if !self.world.run_until(self.world.now + HEAL_MAX, equal)? {
-                let states = states_of(&self.world, group, &self.lagging);
+                let states = states_of(&self.world, group, &lagging);
                 let indexes: Vec<(u64, u32)> =
                     states.iter().map(|(index, state)| (*index, crc32c::crc32c(state))).collect();
                 let text = format!("replicas of {group} do not come to one state: {indexes:?}");
@@ -348,6 +363,17 @@ impl Scenario {
             }
         }
         Ok(())
+    }
+
+    /// Replicas of the group that cannot follow: they lag, or another one on their disk does. What a lagging replica has
+    /// in its log and cannot commit keeps the log from going on, until a rebuild replaces it.
+    fn held_up(&self, group: GroupId) -> BTreeSet<(GroupId, ReplicaId)> {
+        let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
+        let held_up = shards.filter(|shard| {
+            let here = |other: &GroupId| shard.machine_state(*other).is_some_and(|(r, ..)| self.lagging.contains(&(*other, r)));
+            self.groups().iter().any(here)
+        });
+        held_up.filter_map(|shard| shard.machine_state(group)).map(|(replica, ..)| (group, replica)).collect()
     }
 
     fn report(mut self) -> Report {
@@ -377,6 +403,9 @@ impl Scenario {
                     self.world.marks.insert("a second leader");
                 }
             }
+            if machine.found_damage {
+                self.world.marks.insert("damage at a start");
+            }
             if machine.boots > 1 {
                 self.world.marks.insert("a restart");
             }
@@ -384,19 +413,24 @@ impl Scenario {
         if !self.lagging.is_empty() {
             self.world.marks.insert("a replica behind the log");
         }
+        if self.world.connections.statistics().dropped > 0 {
+            self.world.marks.insert("a message dropped at a full buffer");
+        }
     }
 
     /// Replicas that need more than the log has: nothing brings them back yet.
     fn note_lagging(&mut self) {
-        for machine in &self.world.machines {
-            let Some(shard) = &machine.shard else { continue };
-            for volume in shard.report().volumes {
-                let group = GroupId::first(volume.volume);
-                if shard.leads(group) {
-                    self.lagging.extend(volume.lagging.iter().map(|replica| (group, *replica)));
-                }
+        for group in self.groups() {
+            let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
+            for shard in shards.filter(|shard| shard.leads(group)) {
+                self.lagging.extend(shard.lagging(group).into_iter().map(|replica| (group, replica)));
             }
         }
+    }
+
+    fn groups(&self) -> Vec<GroupId> {
+        let volumes = self.world.targets.iter().map(|target| GroupId::first(target.volume));
+        volumes.chain([GroupId::metadata(self.cluster)]).collect()
     }
 
     fn change(&mut self, command: Command) -> Result<(), Failure> {
@@ -466,7 +500,10 @@ impl Scenario {
             }
         }
         for (number, agent) in self.world.agents.iter().filter(|(_, agent)| agent.alive) {
-            text.push_str(&format!("\n  agent {number} outstanding {} {:?}", agent.outstanding(), agent.client.status()));
+            let end = End::Client(*number);
+            let open: Vec<bool> = self.world.machines.iter().map(|m| self.world.connections.is_open(end, m.end)).collect();
+            let known: Vec<bool> = self.world.machines.iter().map(|m| self.world.connections.is_open(m.end, end)).collect();
+            text.push_str(&format!("\n  agent {number} outstanding {} open {open:?} {known:?} deadline {:?} now {:?} {:?}", agent.outstanding(), agent.client.deadline(), self.world.now, agent.client.status()));
         }
         Failure::Stuck(text)
     }

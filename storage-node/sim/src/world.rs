@@ -261,7 +261,7 @@ impl World {
         }
         for op in effects.device {
             self.note(op.id().0);
-            self.machines[number].disk.submit(now, op);
+            self.machines[number].submit(now, op);
         }
         for (node, message) in effects.peers {
             let to = self.end_of(node);

@@ -80,13 +80,23 @@ impl Cluster {
     }
 }
 
+/// Also where the connection broke under the call, as when that node is killed: every call may be repeated.
 fn is_worth_another_try(status: &Status) -> bool {
-    status.code() == Code::Unavailable || refusal::reason(status) == Some("NotReady")
+    let broken = std::error::Error::source(status).is_some();
+    broken || status.code() == Code::Unavailable || refusal::reason(status) == Some("NotReady")
 }
 
 fn describe(status: &Status) -> anyhow::Error {
-    match refusal::reason(status) {
-        Some(reason) => anyhow!("{} ({reason})", status.message()),
+    if let Some(reason) = refusal::reason(status) {
+        return anyhow!("{} ({reason})", status.message());
+    }
+    // Where the connection broke under the call, only the innermost cause says why.
+    let mut innermost = std::error::Error::source(status);
+    while let Some(next) = innermost.and_then(std::error::Error::source) {
+        innermost = Some(next);
+    }
+    match innermost {
+        Some(cause) => anyhow!("{cause}; a node that always hangs up does not accept the certificate in this folder"),
         None => anyhow!("{}", status.message()),
     }
 }

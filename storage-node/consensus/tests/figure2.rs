@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use cluster::{Disk, LEASE, Node, Number, configuration, number, replica};
 use holdfast_consensus::{
-    AppendResult, Body, Effect, Entry, HardState, LogIndex, Message, MessageBody, Position, Standing, SupportEpoch, Term,
-    Timestamp,
+    AppendResult, Body, Effect, Entry, HardState, LogIndex, Message, MessageBody, Position, Standing, SupportEpoch,
+    Term, Timestamp,
 };
 
 /// Replica 1 of a group of `voters`, and what it says; everybody else is the test.
@@ -74,7 +74,13 @@ impl Bench {
         sent
     }
 
-    fn append(&mut self, term: u64, previous: (u64, u64), commit: u64, entries: Vec<Entry<Number>>) -> Option<(AppendResult, u64)> {
+    fn append(
+        &mut self,
+        term: u64,
+        previous: (u64, u64),
+        commit: u64,
+        entries: Vec<Entry<Number>>,
+    ) -> Option<(AppendResult, u64)> {
         let previous = Position { term: Term(previous.0), index: LogIndex(previous.1) };
         let body = MessageBody::Append { previous, commit: LogIndex(commit), entries, round: 1 };
         let sent = self.answer(2, term, body);
@@ -304,7 +310,8 @@ fn candidates_1_raise_the_term_vote_for_themselves_and_ask_all_section_5_2() {
     assert_eq!(unflushed, vec![]);
     let sent = bench.flush();
     assert_eq!(bench.node.disk.hard_state, HardState { term: Term(5), vote: Some(replica(1)) });
-    let vote = |message: &Message<Number>| matches!(message.body, MessageBody::Vote { pre: false, .. }) && message.term.0 == 5;
+    let vote =
+        |message: &Message<Number>| matches!(message.body, MessageBody::Vote { pre: false, .. }) && message.term.0 == 5;
     assert_eq!(sent.iter().map(|(to, message)| (*to, vote(message))).collect::<Vec<_>>(), [(2, true), (3, true)]);
     assert!(bench.node.raft.deadline().is_some_and(|at| at > bench.now));
 }
@@ -353,7 +360,10 @@ fn candidates_4_stand_again_after_a_wait_section_5_2() {
     let asked_at = bench.now;
     let sent = bench.time_out();
     assert!(bench.now > asked_at + Duration::from_millis(100));
-    assert!(sent.iter().all(|(_, m)| m.term.0 == 2 && matches!(m.body, MessageBody::Vote { pre: true, .. })), "{sent:?}");
+    assert!(
+        sent.iter().all(|(_, m)| m.term.0 == 2 && matches!(m.body, MessageBody::Vote { pre: true, .. })),
+        "{sent:?}"
+    );
     assert_eq!(sent.len(), 2);
 }
 

@@ -18,8 +18,8 @@ use cluster::{Disk, Node, Number, configuration, node, number, replica};
 use datadriven::{TestCase, walk};
 use holdfast_consensus::liveness::pairs::PairEvent;
 use holdfast_consensus::{
-    AppendResult, Body, Configuration, Effect, Entry, HardState, LogIndex, Member, Message, MessageBody, Position, Role,
-    Term, Timestamp,
+    AppendResult, Body, Configuration, Effect, Entry, HardState, LogIndex, Member, Message, MessageBody, Position,
+    Role, Term, Timestamp,
 };
 
 /// One step of `tick`.
@@ -316,7 +316,8 @@ impl Script {
             if writing.is_empty() && !inside {
                 return;
             }
-            let (due, rest) = std::mem::take(&mut self.network).into_iter().partition(|(f, t, _)| wanted(f) && wanted(t));
+            let (due, rest) =
+                std::mem::take(&mut self.network).into_iter().partition(|(f, t, _)| wanted(f) && wanted(t));
             self.network = due;
             self.deliver(None, None, false);
             self.network.splice(0..0, rest);
@@ -367,7 +368,10 @@ impl Script {
     fn status(&mut self, n: u8) {
         let node = &self.nodes[&n];
         let status = node.raft.status();
-        let wakes = node.raft.deadline().map_or("sleeps".to_string(), |at| format!("wakes in {} ms", at.since(self.now).as_millis()));
+        let wakes = node
+            .raft
+            .deadline()
+            .map_or("sleeps".to_string(), |at| format!("wakes in {} ms", at.since(self.now).as_millis()));
         writeln!(
             self.out,
             "{n}: {:?} term {} leader {} last {} flushed {} committed {} base {} {}{}{wakes}",
@@ -407,9 +411,9 @@ fn position(position: Position) -> String {
 }
 
 fn members(members: &[Member]) -> String {
-    let each = members.iter().map(|member| {
-        format!("{}{}", number(member.replica), if member.role == Role::Learner { "L" } else { "" })
-    });
+    let each = members
+        .iter()
+        .map(|member| format!("{}{}", number(member.replica), if member.role == Role::Learner { "L" } else { "" }));
     each.collect::<Vec<_>>().join(",")
 }
 
@@ -447,7 +451,9 @@ fn describe(message: &Message<Number>) -> String {
         MessageBody::AppendReply { result, flushed, round, support } => {
             let result = match result {
                 AppendResult::Submitted(index) => format!("submitted {}", index.0),
-                AppendResult::Mismatch { rejected, hint } => format!("mismatch at {} hint {}", rejected.0, position(*hint)),
+                AppendResult::Mismatch { rejected, hint } => {
+                    format!("mismatch at {} hint {}", rejected.0, position(*hint))
+                }
                 AppendResult::Full { last } => format!("full at {}", last.0),
             };
             format!("AppendReply {result} flushed {} round {round} epoch {}.{}", flushed.0, support.boot, support.count)

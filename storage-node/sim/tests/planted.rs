@@ -10,7 +10,10 @@ const SEEDS_MAX: u64 = 40;
 
 fn is_found(name: &str) {
     let planted = Planted::named(name).expect("a bug of this name");
-    assert!((1..=SEEDS_MAX).any(|seed| planted.found_by(seed, Options::default()).is_some()), "{name} is not found by {SEEDS_MAX} seeds");
+    assert!(
+        (1..=SEEDS_MAX).any(|seed| planted.found_by(seed, Options::default()).is_some()),
+        "{name} is not found by {SEEDS_MAX} seeds"
+    );
 }
 
 macro_rules! planted {

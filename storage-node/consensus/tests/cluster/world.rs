@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use holdfast_consensus::liveness::pairs::PairEvent;
 use holdfast_consensus::{
-    Body, Effect, Entry, LogIndex, Message, Position, ProgressState, Raft, Standing, SupportEpoch, Term,
-    Timestamp,
+    Body, Effect, Entry, LogIndex, Message, Position, ProgressState, Raft, Standing, SupportEpoch, Term, Timestamp,
 };
 
 use super::{DRIFT_PPM, Disk, Node, Number, configuration, node, number, replica};
@@ -186,7 +185,10 @@ impl World {
             .nodes
             .iter()
             .flat_map(|(n, node)| {
-                [node.raft.deadline(), node.pairs.deadline()].into_iter().flatten().map(|at| (self.clocks[n].at(at), *n))
+                [node.raft.deadline(), node.pairs.deadline()]
+                    .into_iter()
+                    .flatten()
+                    .map(|at| (self.clocks[n].at(at), *n))
             })
             .min();
         match (queued, wake) {
@@ -412,7 +414,8 @@ impl World {
                 }
             }
             Property::LeaseSafety => {
-                let holds = |n: &u8, node: &Node| node.raft.status().lease_until.is_some_and(|until| until > self.local(*n));
+                let holds =
+                    |n: &u8, node: &Node| node.raft.status().lease_until.is_some_and(|until| until > self.local(*n));
                 let holders: Vec<u8> = self.nodes.iter().filter(|(n, node)| holds(n, node)).map(|(n, _)| *n).collect();
                 assert!(holders.len() <= 1, "seed {seed}: leases of {holders:?}");
             }
@@ -518,8 +521,8 @@ impl World {
         let Some(node) = self.nodes.remove(&n) else { return };
         let kept = self.dice.below(node.writing.len() as u64 + 1) as usize;
         let mut disk = node.crash(kept);
-        let whole = self.nodes.values().all(|node| node.raft.status().may_vote)
-            && self.down.values().all(|disk| !disk.damaged);
+        let whole =
+            self.nodes.values().all(|node| node.raft.status().may_vote) && self.down.values().all(|disk| !disk.damaged);
         if self.damage && whole && !disk.entries.is_empty() && self.dice.one_in(10) {
             disk.damaged = true;
             let left = self.dice.below(disk.entries.len() as u64) as usize;
@@ -574,7 +577,8 @@ impl World {
         }
         let copies = if self.faulty && self.dice.one_in(20) { 2 } else { 1 };
         for _ in 0..copies {
-            let delay = if self.faulty && self.dice.one_in(20) { self.dice.below(400_000) } else { self.dice.below(2_000) };
+            let delay =
+                if self.faulty && self.dice.one_in(20) { self.dice.below(400_000) } else { self.dice.below(2_000) };
             let event = Event::Packet { from, to, packet: packet.clone() };
             self.after(Duration::from_micros(50 + delay), event);
         }
@@ -609,7 +613,8 @@ impl World {
 
     /// Proposes on whoever leads; panics if nobody takes it.
     pub fn must_propose(&mut self) {
-        let (n, leads) = self.nodes.iter().find(|(_, node)| node.raft.status().serving).map_or((0, false), |(n, _)| (*n, true));
+        let (n, leads) =
+            self.nodes.iter().find(|(_, node)| node.raft.status().serving).map_or((0, false), |(n, _)| (*n, true));
         assert!(leads, "seed {}: nobody serves: {:?}", self.seed, self.statuses());
         let now = self.local(n);
         let seed = self.seed;
@@ -641,4 +646,3 @@ fn positions(raft: &Raft<Number>) -> Vec<Position> {
     let status = raft.status();
     (status.base.index.0 + 1..=status.last.index.0).filter_map(|index| raft.position_at(LogIndex(index))).collect()
 }
-

@@ -58,32 +58,18 @@ pub struct Context<'a> {
 /// What the shard is to do or to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output<O> {
-    Send {
-        to: ReplicaId,
-        message: Message<LogCommand>,
-    },
-    Applied {
-        position: Position,
-        outcome: O,
-    },
+    Send { to: ReplicaId, message: Message<LogCommand> },
+    Applied { position: Position, outcome: O },
     BecameLeader(Term),
     /// Everything older than this term is applied: requests may be served.
     Serving(Term),
     LostLeadership(Term),
     /// Everything a linearizable read must see is applied.
-    ReadReady {
-        token: u64,
-    },
-    ReadFailed {
-        token: u64,
-    },
-    NeedsDelta {
-        peer: ReplicaId,
-    },
+    ReadReady { token: u64 },
+    ReadFailed { token: u64 },
+    NeedsDelta { peer: ReplicaId },
     /// This replica can go no further and says why; it answers nothing any more.
-    Stopped {
-        reason: String,
-    },
+    Stopped { reason: String },
 }
 
 /// Why recovered bytes do not make a replica.
@@ -168,9 +154,9 @@ pub fn initial_state(configuration: Configuration, directory: Directory, machine
 /// # Errors
 /// The checkpoint was written by a newer or broken build.
 pub fn machine_state(recovered: &RecoveredGroup) -> Result<Bytes, RestoreError> {
-    Snapshot::decode(&recovered.checkpoint.state)
-        .map(|snapshot| snapshot.machine)
-        .map_err(|source| RestoreError::Decode { group: recovered.group, what: "checkpoint", source })
+    Snapshot::decode(&recovered.checkpoint.state).map(|snapshot| snapshot.machine).map_err(|source| {
+        RestoreError::Decode { group: recovered.group, what: "checkpoint", source }
+    })
 }
 
 impl<S: StateMachine> Replica<S> {
@@ -344,7 +330,11 @@ impl<S: StateMachine> Replica<S> {
 
     /// # Errors
     /// This replica does not lead, or is not sure to.
-    pub fn propose(&mut self, context: &mut Context<'_>, command: LogCommand) -> Result<Position, Refusal> {
+    pub fn propose(
+        &mut self,
+        context: &mut Context<'_>,
+        command: LogCommand,
+    ) -> Result<Position, Refusal> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
@@ -360,7 +350,11 @@ impl<S: StateMachine> Replica<S> {
     ///
     /// # Errors
     /// This replica does not lead.
-    pub fn read(&mut self, context: &mut Context<'_>, token: u64) -> Result<(), Refusal> {
+    pub fn read(
+        &mut self,
+        context: &mut Context<'_>,
+        token: u64,
+    ) -> Result<(), Refusal> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
@@ -371,7 +365,11 @@ impl<S: StateMachine> Replica<S> {
 
     /// # Errors
     /// This replica does not lead, or `to` is no voter.
-    pub fn transfer(&mut self, context: &mut Context<'_>, to: ReplicaId) -> Result<(), Refusal> {
+    pub fn transfer(
+        &mut self,
+        context: &mut Context<'_>,
+        to: ReplicaId,
+    ) -> Result<(), Refusal> {
         let mut result = Ok(());
         self.call(context, |raft, now, view| result = raft.transfer(now, view, to));
         result
@@ -388,7 +386,11 @@ impl<S: StateMachine> Replica<S> {
         peers.map(|(replica, _)| *replica).collect()
     }
 
-    fn call(&mut self, context: &mut Context<'_>, call: impl FnOnce(&mut Raft<LogCommand>, Timestamp, &mut View<'_>)) {
+    fn call(
+        &mut self,
+        context: &mut Context<'_>,
+        call: impl FnOnce(&mut Raft<LogCommand>, Timestamp, &mut View<'_>),
+    ) {
         if !self.stopped {
             let mut view = View { pairs: context.pairs, directory: &self.directory };
             call(&mut self.raft, context.now, &mut view);
@@ -422,9 +424,7 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => {
-                    self.held.push_back((sequence, to, message))
-                }
+                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => self.held.push_back((sequence, to, message)),
                 _ => outputs.push(Output::Send { to, message }),
             },
             Effect::Committed(index) => self.apply(store, index, outputs),
@@ -518,8 +518,7 @@ impl<S: StateMachine> Replica<S> {
                         outputs.push(Output::Applied { position: entry.position, outcome: applied.outcome });
                     }
                     Err(error) => {
-                        let reason =
-                            format!("log entry {} of group {} cannot be applied: {error}", index.0, self.group);
+                        let reason = format!("log entry {} of group {} cannot be applied: {error}", index.0, self.group);
                         return self.stop(reason, outputs);
                     }
                 },

@@ -29,10 +29,7 @@ enum Proposal {
 /// What waits for the right to read.
 enum Read {
     Admin(u64),
-    Create {
-        token: u64,
-        new: NewVolume,
-    },
+    Create { token: u64, new: NewVolume },
     /// Only a leader that holds its lease tells nodes what to do.
     Intents,
 }

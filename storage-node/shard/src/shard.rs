@@ -58,7 +58,12 @@ pub struct ShardOptions {
 impl ShardOptions {
     /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
     pub const fn new(seed: u64) -> ShardOptions {
-        ShardOptions { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(300), drift_ppm: 500, seed }
+        ShardOptions {
+            heartbeat: Duration::from_millis(100),
+            lease: Duration::from_millis(300),
+            drift_ppm: 500,
+            seed,
+        }
     }
 }
 

@@ -31,13 +31,8 @@ struct Asker {
 enum Proposal {
     /// A write, by its ticket in the admission.
     Io(u64),
-    Attachment {
-        client: ClientId,
-        request: Request,
-    },
-    Resize {
-        token: u64,
-    },
+    Attachment { client: ClientId, request: Request },
+    Resize { token: u64 },
 }
 
 /// A read of a client on its way: first the right to serve it, then the bytes.
@@ -376,8 +371,7 @@ impl VolumeGroup {
 
     fn forget_requests(&mut self, core: &mut Core) {
         self.admission.clear();
-        let mut askers: BTreeSet<ClientId> =
-            std::mem::take(&mut self.tickets).into_values().map(|a| a.client).collect();
+        let mut askers: BTreeSet<ClientId> = std::mem::take(&mut self.tickets).into_values().map(|a| a.client).collect();
         askers.extend(std::mem::take(&mut self.reads).into_values().map(|read| read.asker.client));
         let proposals = std::mem::take(&mut self.proposals).into_values().map(|(_, proposal)| proposal);
         let backlog = std::mem::take(&mut self.backlog).into_iter().map(|(_, proposal)| proposal);

@@ -26,7 +26,7 @@ use bytes::{Bytes, BytesMut};
 use holdfast_id::VolumeId;
 use holdfast_protocol::session::Epoch;
 
-use crate::stamp::{BLOCK_BYTES, SECTOR_BYTES, BlockStamp, Content, StampError, WriteId};
+use crate::stamp::{BLOCK_BYTES, BlockStamp, Content, SECTOR_BYTES, StampError, WriteId};
 
 /// Counts what the checker was told, in order: real time for the purposes of linearizability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -78,7 +78,15 @@ pub struct Machine {
 }
 
 impl Machine {
-    pub fn new(end: End, node: NodeId, disk_id: DiskId, disk: SimDisk, clock: Clock, options: ShardOptions, prng: Prng) -> Machine {
+    pub fn new(
+        end: End,
+        node: NodeId,
+        disk_id: DiskId,
+        disk: SimDisk,
+        clock: Clock,
+        options: ShardOptions,
+        prng: Prng,
+    ) -> Machine {
         Machine {
             end,
             node,
@@ -159,7 +167,8 @@ impl Machine {
             return false;
         }
         let (offset, bytes) = self.log_writes[prng.below(last as u64) as usize];
-        let spared = |at: u64| self.log_writes.iter().skip(last).any(|(start, length)| (*start..start + length).contains(&at));
+        let spared =
+            |at: u64| self.log_writes.iter().skip(last).any(|(start, length)| (*start..start + length).contains(&at));
         let sector = offset + prng.below(bytes / SECTOR_BYTES) * SECTOR_BYTES;
         if spared(sector) {
             return false;
@@ -201,7 +210,13 @@ impl Machine {
     ///
     /// # Errors
     /// The bytes are no message: no simulated peer sends such.
-    pub fn on_arrival(&mut self, now: Timestamp, from: End, node: Option<NodeId>, arrival: Arrival) -> Result<(), String> {
+    pub fn on_arrival(
+        &mut self,
+        now: Timestamp,
+        from: End,
+        node: Option<NodeId>,
+        arrival: Arrival,
+    ) -> Result<(), String> {
         if self.shard.is_none() {
             return Ok(());
         }
@@ -209,7 +224,8 @@ impl Machine {
             (Some(node), Arrival::Connected) => Event::PeerConnected(node),
             (Some(node), Arrival::Closed) => Event::PeerClosed(node),
             (Some(node), Arrival::Message(message)) => {
-                let message = PeerMessage::decode(message.kind, message.meta, message.payload).map_err(|e| e.to_string())?;
+                let message =
+                    PeerMessage::decode(message.kind, message.meta, message.payload).map_err(|e| e.to_string())?;
                 Event::Peer { from: node, message }
             }
             (None, Arrival::Connected) => {
@@ -225,7 +241,8 @@ impl Machine {
             },
             (None, Arrival::Message(message)) => {
                 let Some(client) = self.client_ids.get(&from).copied() else { return Ok(()) };
-                let request = Request::decode(message.kind, message.meta, message.payload).map_err(|e| e.to_string())?;
+                let request =
+                    Request::decode(message.kind, message.meta, message.payload).map_err(|e| e.to_string())?;
                 Event::Client { client, request }
             }
         };

@@ -3,6 +3,10 @@
 //! Compiled in only with the feature `planted`: a simulator that does not find them shows nothing when it finds none.
 
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use crate::scenario::{self, Options};
+use crate::world::Failure;
 
 /// A bug by its name on the command line.
 #[derive(Clone, Copy, Debug)]
@@ -51,8 +55,20 @@ impl Planted {
         Planted::all().into_iter().find(|planted| planted.name == name)
     }
 
+    /// How the seed fails with the bug, if it does and holds without it.
+    pub fn found_by(self, seed: u64, options: Options) -> Option<Failure> {
+        // A panic of the code under test is a failure like any other.
+        let run = || catch_unwind(AssertUnwindSafe(|| scenario::run(seed, options)));
+        let failure = match self.during(run) {
+            Ok(Ok(_)) => return None,
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::Incorrect("it panicked".to_owned()),
+        };
+        matches!(run(), Ok(Ok(_))).then_some(failure)
+    }
+
     /// Runs `call` with the bug in this thread, and without it again afterwards, however it ends.
-    pub fn during<T>(self, call: impl FnOnce() -> T) -> T {
+    fn during<T>(self, call: impl FnOnce() -> T) -> T {
         struct Gone(fn(bool));
         impl Drop for Gone {
             fn drop(&mut self) {

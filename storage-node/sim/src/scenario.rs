@@ -147,7 +147,8 @@ impl Scenario {
         }
         let latency = *prng.pick(&[
             Latency::uniform(Duration::from_micros(30), Duration::from_micros(150)),
-            Latency::uniform(Duration::from_micros(50), Duration::from_millis(2)).with_tail(2_000, Duration::from_millis(40)),
+            Latency::uniform(Duration::from_micros(50), Duration::from_millis(2))
+                .with_tail(2_000, Duration::from_millis(40)),
         ]);
         let link = Link { bytes_per_second: Some(1 << 30), ..Link::good(latency) };
         let buffer_bytes = *prng.pick(&[256usize << 10, 1 << 20, 16 << 20]);
@@ -285,9 +286,7 @@ impl Scenario {
         }
         let before: u64 = self.world.targets.iter().map(|target| target.completed).sum();
         self.world.start_work();
-        let goes_on = |world: &World| {
-            world.targets.iter().map(|target| target.completed).sum::<u64>() >= before + 200
-        };
+        let goes_on = |world: &World| world.targets.iter().map(|target| target.completed).sum::<u64>() >= before + 200;
         if !self.world.run_until(self.world.now + HEAL_MAX, goes_on)? {
             return Err(self.stuck("the work does not go on after the healing"));
         }
@@ -339,9 +338,10 @@ impl Scenario {
     /// Kills the leader of the first volume, unless that leaves no quorum that has everything.
     fn change_leaders(&mut self) -> Result<(), Failure> {
         let group = GroupId::first(self.world.targets[0].volume);
-        let leader = self.world.machines.iter().position(|machine| {
-            machine.is_serving() && machine.shard.as_ref().is_some_and(|shard| shard.leads(group))
-        });
+        let leader =
+            self.world.machines.iter().position(|machine| {
+                machine.is_serving() && machine.shard.as_ref().is_some_and(|shard| shard.leads(group))
+            });
         let down = self.world.machines.iter().any(|machine| machine.failed.is_some());
         if let Some(number) = leader.filter(|_| self.lagging.is_empty() && !down) {
             self.world.crash(number, Power::Off, CrashMode::LoseAll);
@@ -378,7 +378,9 @@ impl Scenario {
     fn held_up(&self, group: GroupId) -> BTreeSet<(GroupId, ReplicaId)> {
         let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
         let held_up = shards.filter(|shard| {
-            let here = |other: &GroupId| shard.machine_state(*other).is_some_and(|(r, ..)| self.lagging.contains(&(*other, r)));
+            let here = |other: &GroupId| {
+                shard.machine_state(*other).is_some_and(|(r, ..)| self.lagging.contains(&(*other, r)))
+            };
             self.groups().iter().any(here)
         });
         held_up.filter_map(|shard| shard.machine_state(group)).map(|(replica, ..)| (group, replica)).collect()
@@ -389,8 +391,10 @@ impl Scenario {
         self.note_lagging();
         self.groups().into_iter().any(|group| {
             let held_up = self.held_up(group);
-            let shards = self.world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
-            let fit = shards.filter_map(|shard| shard.machine_state(group)).filter(|(r, ..)| !held_up.contains(&(group, *r)));
+            let shards =
+                self.world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
+            let fit =
+                shards.filter_map(|shard| shard.machine_state(group)).filter(|(r, ..)| !held_up.contains(&(group, *r)));
             let members = self.world.targets.iter().find(|target| GroupId::first(target.volume) == group);
             let members = members.map_or(self.world.machines.len(), |target| target.replicas.len());
             fit.count() * 2 <= members
@@ -444,7 +448,7 @@ impl Scenario {
     fn note_lagging(&mut self) {
         for group in self.groups() {
             let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
-            for shard in shards.filter(|shard| shard.leads(group)) {
+            for shard in shards {
                 self.lagging.extend(shard.lagging(group).into_iter().map(|replica| (group, replica)));
             }
         }
@@ -518,14 +522,27 @@ impl Scenario {
                 ));
             }
             if let Some(report) = &report {
-                text.push_str(&format!("\n    usage {:?} damaged {:?} peers {:?}", report.usage, report.damaged, report.peers.iter().map(|(_, c, s)| (*c, *s)).collect::<Vec<_>>()));
+                text.push_str(&format!(
+                    "\n    usage {:?} damaged {:?} peers {:?}",
+                    report.usage,
+                    report.damaged,
+                    report.peers.iter().map(|(_, c, s)| (*c, *s)).collect::<Vec<_>>()
+                ));
             }
         }
         for (number, agent) in self.world.agents.iter().filter(|(_, agent)| agent.alive) {
             let end = End::Client(*number);
-            let open: Vec<bool> = self.world.machines.iter().map(|m| self.world.connections.is_open(end, m.end)).collect();
-            let known: Vec<bool> = self.world.machines.iter().map(|m| self.world.connections.is_open(m.end, end)).collect();
-            text.push_str(&format!("\n  agent {number} outstanding {} open {open:?} {known:?} deadline {:?} now {:?} {:?}", agent.outstanding(), agent.client.deadline(), self.world.now, agent.client.status()));
+            let open: Vec<bool> =
+                self.world.machines.iter().map(|m| self.world.connections.is_open(end, m.end)).collect();
+            let known: Vec<bool> =
+                self.world.machines.iter().map(|m| self.world.connections.is_open(m.end, end)).collect();
+            text.push_str(&format!(
+                "\n  agent {number} outstanding {} open {open:?} {known:?} deadline {:?} now {:?} {:?}",
+                agent.outstanding(),
+                agent.client.deadline(),
+                self.world.now,
+                agent.client.status()
+            ));
         }
         Failure::Stuck(text)
     }
@@ -535,5 +552,8 @@ impl Scenario {
 fn states_of(world: &World, group: GroupId, lagging: &BTreeSet<(GroupId, ReplicaId)>) -> Vec<(u64, Bytes)> {
     let shards = world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
     let states = shards.filter_map(|shard| shard.machine_state(group));
-    states.filter(|(replica, ..)| !lagging.contains(&(group, *replica))).map(|(_, index, state)| (index.0, state)).collect()
+    states
+        .filter(|(replica, ..)| !lagging.contains(&(group, *replica)))
+        .map(|(_, index, state)| (index.0, state))
+        .collect()
 }

@@ -212,7 +212,10 @@ impl Agent {
         match pending {
             Pending::Mutation(unit, write) => target.checker(unit).end_mutation(write),
             Pending::Read(unit, read) => {
-                target.checker(unit).end_read(read, &data).map_err(|v| format!("{unit:?} of {}: {v}", target.volume))?;
+                target
+                    .checker(unit)
+                    .end_read(read, &data)
+                    .map_err(|v| format!("{unit:?} of {}: {v}", target.volume))?;
             }
             Pending::Flush => {}
         }

@@ -89,7 +89,14 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(prng: Prng, connections: Connections, machines: Vec<Machine>, pace: Pace, plan: Plan, verbose: bool) -> World {
+    pub fn new(
+        prng: Prng,
+        connections: Connections,
+        machines: Vec<Machine>,
+        pace: Pace,
+        plan: Plan,
+        verbose: bool,
+    ) -> World {
         World {
             now: Timestamp(1_000_000_000),
             prng,
@@ -302,8 +309,7 @@ impl World {
         match effect {
             ClientEffect::Send { to, request } => {
                 let to_end = self.end_of(to);
-                if self.connections.send(now, end, to_end, request.encode())
-                    == Err(crate::connections::SendError::Full)
+                if self.connections.send(now, end, to_end, request.encode()) == Err(crate::connections::SendError::Full)
                 {
                     self.connections.close(now, end, to_end);
                     self.agents.get_mut(&number).expect("it asked").client.on_closed(now, to);
@@ -435,7 +441,11 @@ impl World {
                 if machine.shard.is_none() {
                     return;
                 }
-                if machine.stopped { Vec::new() } else { (number + 1..self.machines.len() as u8).map(End::Node).collect() }
+                if machine.stopped {
+                    Vec::new()
+                } else {
+                    (number + 1..self.machines.len() as u8).map(End::Node).collect()
+                }
             }
             End::Client(number) => {
                 let Some(agent) = self.agents.get(&number).filter(|agent| agent.alive) else { return };

@@ -15,6 +15,8 @@ use crate::ops::AlignedBuffer;
 
 /// Of this many unflushed sectors one lands early, so that killing the process leaves torn writes.
 const EARLY_ONE_IN: u64 = 4;
+/// One write of a flush at most.
+const RUN_BYTES_MAX: usize = 256 << 10;
 
 /// Does to every operation what its [`Faults`] say.
 pub struct FaultDevice {
@@ -191,8 +193,19 @@ impl Device for FaultDevice {
     fn flush(&self) -> io::Result<()> {
         self.judge(Operation::Flush, 0..0)?;
         let mut state = self.state();
+        // Neighbours together: a freshly formatted disk has tens of thousands of blocks to flush.
+        let (mut start, mut run) = (0, AlignedBuffer::with_capacity(RUN_BYTES_MAX));
         for (offset, block) in std::mem::take(&mut state.unflushed) {
-            self.inner.write_at(offset, &block)?;
+            if offset != start + run.len() as u64 || run.len() == RUN_BYTES_MAX {
+                if !run.is_empty() {
+                    self.inner.write_at(start, &run)?;
+                }
+                (start, run) = (offset, AlignedBuffer::with_capacity(RUN_BYTES_MAX));
+            }
+            run.extend_from_slice(&block);
+        }
+        if !run.is_empty() {
+            self.inner.write_at(start, &run)?;
         }
         drop(state);
         self.inner.flush()

@@ -200,3 +200,6 @@ fn errno(error: Error) -> Errno {
         Error::Unavailable => Errno::Etimedout,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -320,3 +320,6 @@ impl Attributes {
         out.put_u32_le(0); // flags
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -100,6 +100,8 @@ pub(crate) enum OpenError {
     Io { step: &'static str, source: io::Error },
     #[error(transparent)]
     Keeper(#[from] KeeperLinkError),
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl OpenError {
@@ -133,7 +135,7 @@ pub(crate) struct Device {
     volume: VolumeId,
     name: String,
     block_bytes: u32,
-    fuse: Arc<OwnedFd>,
+    fuse: OwnedFd,
     session: Session,
     stage: Stage,
     /// Parts of kernel requests that the volume has not taken yet. While there are any nothing is read, so they are
@@ -156,27 +158,28 @@ impl Device {
         let io = |step| move |source| OpenError::Io { step, source };
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fuse = rustix::fs::open("/dev/fuse", flags, Mode::empty());
-        let fuse = Arc::new(fuse.map_err(|error| io("open /dev/fuse")(error.into()))?);
+        let fuse = fuse.map_err(|error| io("open /dev/fuse")(error.into()))?;
         // Before there is anything to lose: from its first request on the file system must outlive this process.
         devices.ensure_keeper(registry)?;
-        devices.keeper.put(volume, note, std::os::fd::AsFd::as_fd(&fuse))?;
+        devices.keeper.put(volume, note, fuse.as_fd())?;
         let device = Device::new(volume, epoch, geometry, fuse, Stage::Making);
+        let mount = loop_device::mount(&device.fuse)?;
         device.register(registry, token).map_err(io("watch /dev/fuse"))?;
-        let (fuse, name, block_bytes) = (device.fuse.clone(), device.name.clone(), device.block_bytes);
+        let (name, block_bytes) = (device.name.clone(), device.block_bytes);
         devices
-            .start(volume, move || Outcome::Made(loop_device::make(&*fuse, &name, block_bytes)))
+            .start(volume, move || Outcome::Made(loop_device::make(mount, &name, block_bytes)))
             .map_err(io("start a thread"))?;
         Ok(device)
     }
 
     /// Takes over what an earlier agent served: the kernel sends again what that one left unanswered.
     pub fn adopt(volume: VolumeId, epoch: u64, number: u32, geometry: Geometry, fuse: OwnedFd) -> io::Result<Device> {
-        let device = Device::new(volume, epoch, geometry, Arc::new(fuse), Stage::Ready(number));
-        rustix::io::write(&*device.fuse, &Reply::resend().header)?;
+        let device = Device::new(volume, epoch, geometry, fuse, Stage::Ready(number));
+        rustix::io::write(&device.fuse, &Reply::resend().header)?;
         Ok(device)
     }
 
-    fn new(volume: VolumeId, epoch: u64, geometry: Geometry, fuse: Arc<OwnedFd>, stage: Stage) -> Device {
+    fn new(volume: VolumeId, epoch: u64, geometry: Geometry, fuse: OwnedFd, stage: Stage) -> Device {
         let name = loop_device::name(volume, epoch);
         Device {
             volume,
@@ -266,14 +269,9 @@ impl Device {
             return Turn::Waits;
         }
         assert!(self.pending.is_empty(), "a request is read after the last one was taken");
-        let length = match rustix::io::read(&*self.fuse, &mut devices.buffer[..]) {
+        let length = match rustix::io::read(&self.fuse, &mut devices.buffer[..]) {
             Ok(length) => length,
             Err(rustix::io::Errno::AGAIN) => {
-                self.readable = false;
-                return Turn::Waits;
-            }
-            // Not made yet: the kernel tells when it is.
-            Err(rustix::io::Errno::PERM) if self.is_making() => {
                 self.readable = false;
                 return Turn::Waits;
             }
@@ -305,7 +303,7 @@ impl Device {
     }
 
     fn reply(&mut self, reply: &Reply) {
-        let written = rustix::io::writev(&*self.fuse, &[IoSlice::new(&reply.header), IoSlice::new(&reply.data)]);
+        let written = rustix::io::writev(&self.fuse, &[IoSlice::new(&reply.header), IoSlice::new(&reply.data)]);
         match written {
             Ok(_) => {}
             // Nobody waits for it any more.

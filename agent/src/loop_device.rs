@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -96,10 +96,10 @@ fn version(release: &str) -> Option<(u32, u32)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Makes the file system of `fuse` and a loop device over its one file; returns the device's number.
+/// Makes the file system of `fuse`; waits for none of its requests. Only from here on can `fuse` be watched.
 ///
-/// The mount is attached nowhere: the loop device alone keeps it, so nothing propagates and no path hangs.
-pub(crate) fn make(fuse: impl AsFd, name: &str, block_bytes: u32) -> Result<u32, DeviceError> {
+/// The mount is attached nowhere: the loop device alone is to keep it, so nothing propagates and no path hangs.
+pub(crate) fn mount(fuse: impl AsFd) -> Result<OwnedFd, DeviceError> {
     let fs = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(step("fsopen"))?;
     let descriptor = fuse.as_fd().as_raw_fd().to_string();
     let options =
@@ -109,7 +109,11 @@ pub(crate) fn make(fuse: impl AsFd, name: &str, block_bytes: u32) -> Result<u32,
     }
     rustix::mount::fsconfig_create(&fs).map_err(step("creating the FUSE file system"))?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step("fsmount"))?;
+    rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step("fsmount"))
+}
+
+/// Makes a loop device over the one file of the file system; returns the device's number.
+pub(crate) fn make(mount: OwnedFd, name: &str, block_bytes: u32) -> Result<u32, DeviceError> {
     let file = rustix::fs::openat(&mount, name, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
         .map_err(step("opening the FUSE file"))?;
     let control = File::open("/dev/loop-control").map_err(step("opening /dev/loop-control"))?;

@@ -193,9 +193,14 @@ fn a_device_outlives_a_keeper_and_a_planned_end_of_its_agent_needs_root_needs_fu
     let (writer, written) = write_files(world.mount.clone());
     let mut reached = |mark| while written.recv_timeout(HANG).expect("the writer goes on") < mark {};
     reached(300);
-    world.kill("keeper", "-KILL");
-    // The agent has started another one and handed it the device.
-    world.wait_for("keeper", 1);
+    let keeper = world.processes("keeper");
+    host("kill", &["-KILL", &keeper[0].to_string()]);
+    // The agent starts another one and hands it the device.
+    let until = Instant::now() + HANG;
+    while world.processes("keeper").is_empty() || world.processes("keeper") == keeper {
+        assert!(Instant::now() < until, "no new keeper");
+        std::thread::yield_now();
+    }
     reached(900);
     world.kill("agent", "-TERM");
     assert_eq!(world.run(&["attach", "v", "--device"]), device);

@@ -191,7 +191,7 @@ fn a_device_outlives_a_keeper_and_a_planned_end_of_its_agent_needs_root_needs_fu
     let world = World::new();
     let device = world.mount();
     let (writer, written) = write_files(world.mount.clone());
-    let mut reached = |mark| while written.recv_timeout(HANG).expect("the writer goes on") < mark {};
+    let reached = |mark| while written.recv_timeout(HANG).expect("the writer goes on") < mark {};
     reached(300);
     let keeper = world.processes("keeper");
     host("kill", &["-KILL", &keeper[0].to_string()]);

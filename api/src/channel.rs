@@ -52,10 +52,7 @@ pub async fn connect(address: &str, tls: &TlsConfigs, deadline: Duration) -> Res
         .map_err(|source| ConnectError::Unreachable { address: address.to_owned(), source })
 }
 
-async fn dial(
-    address: &str,
-    tls: &TlsConfigs,
-) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+async fn dial(address: &str, tls: &TlsConfigs) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     // Required by the interface, never sent nor checked.

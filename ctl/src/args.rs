@@ -66,7 +66,7 @@ pub struct Demo {
     #[arg(long)]
     pub keep: bool,
     /// How much data is written, in MiB
-    #[arg(long, default_value_t = 96, value_parser = clap::value_parser!(u64).range(16..=512))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u64).range(16..=512))]
     pub data: u64,
 }
 
@@ -126,7 +126,7 @@ pub enum Volume {
         /// Such as 4Gi or 512MiB; a multiple of 4 KiB
         #[arg(long, value_parser = size)]
         size: u64,
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
         replicas: u32,
         /// 512 or 4096
         #[arg(long, default_value_t = 512)]
@@ -150,7 +150,9 @@ pub enum Volume {
         format: Format,
     },
     /// Delete a volume and its data
-    Delete { name: String },
+    Delete {
+        name: String,
+    },
 }
 
 #[derive(Args)]

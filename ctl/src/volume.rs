@@ -145,13 +145,7 @@ fn mount_note(cluster_dir: &Path, agent: &str, volume: &str) -> PathBuf {
     agent_dir(cluster_dir, agent).join(format!("{volume}.mount"))
 }
 
-pub fn attach_to(
-    dir: &Path,
-    volume: &v1::Volume,
-    nbd_socket: &Path,
-    take_over: bool,
-    agent: &str,
-) -> Result<Value> {
+pub fn attach_to(dir: &Path, volume: &v1::Volume, nbd_socket: &Path, take_over: bool, agent: &str) -> Result<Value> {
     attach_as(dir, volume, Some(std::path::absolute(nbd_socket)?), take_over, agent)
 }
 

@@ -41,13 +41,18 @@ enum Task {
         #[arg(last = true)]
         nextest: Vec<OsString>,
     },
+    /// Run seeds of the simulated cluster: `--seeds N`, `--seed S --replay`, `--planted BUG`
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Install the pinned cargo-nextest and cargo-deny into the target directory, unless they are there
     Tools,
 }
 
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -55,12 +60,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<()> {
+fn run(arguments: Arguments) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     match arguments.task {
         Task::Verify { skip_tests } => tasks::verify::run(&workspace, skip_tests),
         Task::Fix => tasks::fix::run(&workspace),
         Task::Test { nextest } => tasks::test::run(&workspace, &nextest),
+        Task::Sim { arguments } => return tasks::sim::run(&workspace, &arguments),
         Task::Tools => tasks::tools::run(&workspace),
     }
+    .map(|()| ExitCode::SUCCESS)
 }

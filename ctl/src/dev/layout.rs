@@ -49,9 +49,15 @@ impl ClusterFile {
 
     pub fn load(dir: &Path) -> Result<ClusterFile> {
         let path = Self::path(dir);
-        let text = fs::read_to_string(&path)
-            .with_context(|| format!("{}: no development cluster here; make one with: holdfast dev up --dir {}", path.display(), dir.display()))?;
-        let file: ClusterFile = serde_json::from_str(&text).with_context(|| format!("{} cannot be read", path.display()))?;
+        let text = fs::read_to_string(&path).with_context(|| {
+            format!(
+                "{}: no development cluster here; make one with: holdfast dev up --dir {}",
+                path.display(),
+                dir.display()
+            )
+        })?;
+        let file: ClusterFile =
+            serde_json::from_str(&text).with_context(|| format!("{} cannot be read", path.display()))?;
         ensure!(
             file.version == LAYOUT_VERSION,
             "{}: written by another release (layout {}, this one reads {LAYOUT_VERSION})",
@@ -100,6 +106,9 @@ impl ClusterFile {
     pub fn node_mut(&mut self, name: &str) -> Result<&mut NodeEntry> {
         let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
         let known = names.join(", ");
-        self.nodes.iter_mut().find(|node| node.name == name).with_context(|| format!("no node {name}; there are: {known}"))
+        self.nodes
+            .iter_mut()
+            .find(|node| node.name == name)
+            .with_context(|| format!("no node {name}; there are: {known}"))
     }
 }

@@ -67,19 +67,23 @@ impl Supervisor {
         Ok(supervisor)
     }
 
-    pub fn file(&self) -> &ClusterFile {
-        &self.file
-    }
-
     /// Until SIGINT or SIGTERM; ends every node before it returns.
-    pub async fn run(mut self) -> Result<()> {
+    pub async fn run(self) -> Result<()> {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
+        self.run_until(async move {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+        })
+        .await
+    }
+
+    /// As [`Supervisor::run`], until `stop` is ready.
+    pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<()> {
+        tokio::pin!(stop);
         let mut look = tokio::time::interval(LOOK_EVERY);
         loop {
             tokio::select! {
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
+                () = &mut stop => break,
                 _ = look.tick() => self.look().await?,
                 connection = self.listener.accept() => {
                     let (stream, _) = connection.context("the control socket failed")?;
@@ -190,7 +194,7 @@ fn spawn(options: &Options, file: &ClusterFile, name: &str) -> Result<Child> {
     let log = fs::OpenOptions::new().create(true).append(true).open(options.dir.join(format!("{name}.log")))?;
     let mut command = Command::new(std::env::current_exe().context("this program's own path")?);
     command
-        .arg("node")
+        .arg("storage-node")
         .args(["--name", name, "--listen", &node.endpoint, "--api", &node.api])
         .args(["--disk-size", &options.disk_bytes.to_string()])
         .arg("--dir")

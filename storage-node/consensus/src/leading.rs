@@ -11,6 +11,7 @@ use crate::entry::{Body, Command, Configuration, LogIndex, Term};
 use crate::liveness::{Liveness, SupportEpoch};
 use crate::log::entry_bytes;
 use crate::message::{AppendResult, MessageBody};
+use crate::planted::{self, Bug};
 use crate::progress::{Progress, ProgressState};
 use crate::raft::{Raft, Retiring, State};
 use crate::refusal::Refusal;
@@ -138,7 +139,7 @@ impl<C: Command> Raft<C> {
         if !self.is_leader() {
             return Err(Refusal::NotLeader { leader: self.leader });
         }
-        let lease = self.lease_holds(liveness);
+        let lease = self.lease_holds(liveness) || planted::is(Bug::LeaseNotChecked);
         let committed = self.committed;
         if !lease {
             self.seek_quorum();
@@ -342,11 +343,16 @@ impl<C: Command> Raft<C> {
             if voter == own {
                 self.log.flushed()
             } else {
-                leading.peers.get(&voter).map_or(LogIndex(0), |progress| progress.flushed)
+                let progress = leading.peers.get(&voter);
+                let submitted = planted::is(Bug::SubmittedCountsAsFlushed);
+                progress.map_or(LogIndex(0), |progress| if submitted { progress.submitted } else { progress.flushed })
             }
         };
         let configuration = self.log.configuration();
-        let index = configuration.agreed(flushed).min(configuration.copied(flushed));
+        let mut index = configuration.agreed(flushed).min(configuration.copied(flushed));
+        if planted::is(Bug::CommittedAlone) {
+            index = flushed(own);
+        }
         // Raft section 5.4.2: entries of older terms commit only under one of this term.
         if index > self.committed && index >= leading.first {
             let newly = self.log.bytes_between(self.committed, index);

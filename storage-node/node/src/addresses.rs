@@ -27,7 +27,9 @@ impl AddressBook {
     pub(crate) fn open(dir: &Path) -> Result<AddressBook> {
         let path = dir.join("peers.json");
         let addresses = match fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?,
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).with_context(|| format!("{} cannot be read", path.display()))?
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => BTreeMap::new(),
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
         };

@@ -20,6 +20,7 @@ use holdfast_shard::{AdminError, AdminReply, AdminRequest, NodeAddress, ShardRep
 use holdfast_transport::TlsConfigs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Status};
 
@@ -45,38 +46,52 @@ pub(crate) struct Services {
     pub(crate) started: Instant,
 }
 
-/// Serves until a signal; then stops the data thread.
-pub(crate) fn serve(config: &Arc<Config>, control: Control) -> Result<()> {
+/// Serves until a signal, or until the data thread has ended by itself; stops the data thread, also where it fails.
+pub(crate) fn serve(
+    config: &Arc<Config>,
+    control: Control,
+    listener: std::net::TcpListener,
+    ended: oneshot::Receiver<()>,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
-        let (identity, roots) = config.credentials()?;
-        let tls = TlsConfigs::new(&identity, &roots).context("certificates make no TLS configuration")?;
-        let node = NodeId::from_bytes(identity.peer().id.to_be_bytes()).context("the certificate names no node")?;
-        let listener = TcpListener::bind(config.api)
-            .await
-            .with_context(|| format!("listen on {}: is another node running there?", config.api))?;
-        let context = Arc::new(Services {
-            config: Arc::clone(config),
-            control: control.clone(),
-            tls: tls.clone(),
-            node,
-            started: Instant::now(),
-        });
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let stop = async move {
-            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-        };
-        let registration = tokio::spawn(register(Arc::clone(&context)));
-        let served = Server::builder()
-            .add_service(NodeServer::from_arc(Arc::clone(&context)))
-            .add_service(ClusterServer::from_arc(context))
-            .serve_with_incoming_shutdown(channel::incoming(listener, tls), stop)
-            .await;
-        registration.abort();
+        let result = serve_calls(config, &control, listener, ended).await;
         control.call(Call::Stop).await;
-        served.context("the control API failed")
+        result
     })
+}
+
+async fn serve_calls(
+    config: &Arc<Config>,
+    control: &Control,
+    listener: std::net::TcpListener,
+    ended: oneshot::Receiver<()>,
+) -> Result<()> {
+    let (identity, roots) = config.credentials()?;
+    let tls = TlsConfigs::new(&identity, &roots).context("certificates make no TLS configuration")?;
+    let node = NodeId::from_bytes(identity.peer().id.to_be_bytes()).context("the certificate names no node")?;
+    listener.set_nonblocking(true).context("listen without blocking")?;
+    let listener = TcpListener::from_std(listener).context("listen")?;
+    let context = Arc::new(Services {
+        config: Arc::clone(config),
+        control: control.clone(),
+        tls: tls.clone(),
+        node,
+        started: Instant::now(),
+    });
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {}, _ = ended => {} }
+    };
+    let registration = tokio::spawn(register(Arc::clone(&context)));
+    let served = Server::builder()
+        .add_service(NodeServer::from_arc(Arc::clone(&context)))
+        .add_service(ClusterServer::from_arc(context))
+        .serve_with_incoming_shutdown(channel::incoming(listener, tls), stop)
+        .await;
+    registration.abort();
+    served.context("the control API failed")
 }
 
 impl Services {

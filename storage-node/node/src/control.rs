@@ -8,7 +8,9 @@ use holdfast_store::superblock::Superblock;
 pub(crate) enum Call {
     Probe,
     /// Formats the empty disk for the cluster; harmless where it was done before.
-    Format { cluster: ClusterId },
+    Format {
+        cluster: ClusterId,
+    },
     Shard(AdminRequest),
     /// Where nodes are to be reached.
     Learn(Vec<NodeAddress>),

@@ -31,11 +31,7 @@ impl Disk {
     /// Opens the device, or makes the file there is none of; reads what it is, changes nothing on it.
     pub(crate) fn open(config: &Config) -> Result<Disk> {
         let path = &config.device;
-        let file = if path.exists() {
-            FileDevice::open(path)?
-        } else {
-            FileDevice::create(path, config.disk_bytes)?
-        };
+        let file = if path.exists() { FileDevice::open(path)? } else { FileDevice::create(path, config.disk_bytes)? };
         let file = Arc::new(file);
         let (device, driver): (Arc<dyn Device>, Box<dyn Driver>) = match &config.device_fault {
             None => (file.clone(), driver::for_file(file)?),

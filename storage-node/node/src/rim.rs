@@ -4,11 +4,10 @@
 //! control calls (a waker). Per wake-up it gathers what happened, steps the shard once, and carries out the effects.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use holdfast_consensus::Timestamp;
 use holdfast_id::{ClusterId, DiskId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
@@ -101,6 +100,18 @@ impl Rim {
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).context("eventfd")?);
         let (sender, calls) = sync_channel(CALLS_MAX);
         let disk = Disk::open(config)?;
+        if let DiskState::Formatted(superblock) = disk.view().state {
+            // Its votes and log are another node's: one that speaks for it under this name would vote twice.
+            ensure!(
+                superblock.node == node,
+                "the disk {} is that of node {} of cluster {}, the certificate in {} is that of node {node}: start the \
+                 node with the disk and the certificate that belong together",
+                config.device.display(),
+                superblock.node,
+                superblock.cluster,
+                config.pki.display(),
+            );
+        }
         poll.registry().register(&mut SourceFd(&disk.fd()), DISK, Interest::READABLE).context("watch the disk")?;
         let mut rim = Rim { poll, config: Arc::clone(config), calls, disk, live: None, node, stopping: false };
         rim.go_live()?;
@@ -108,6 +119,10 @@ impl Rim {
     }
 
     fn go_live(&mut self) -> Result<()> {
+        let DiskState::Formatted(_) = self.disk.view().state else { return Ok(()) };
+        // First what may be refused without a trace: opening the disk writes to it.
+        let listen = self.config.listen;
+        let listener = crate::bind(listen)?;
         let options = ShardOptions::new(u64::from_le_bytes(random_bytes()?));
         let Some(shard) = self.disk.open_shard(options, clock::now())? else { return Ok(()) };
         let (identity, roots) = self.config.credentials()?;
@@ -116,9 +131,6 @@ impl Rim {
         let mut options = holdfast_transport::Options::new(identity, roots, superblock.boot_epoch, versions);
         options.cluster = Some(superblock.cluster);
         let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
-        let listen = self.config.listen;
-        let listener = TcpListener::bind(listen)
-            .with_context(|| format!("listen on {listen}: is another node running there?"))?;
         transport.listen(listener)?;
         let peers = Peers::open(&self.config.dir, self.node)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
@@ -181,11 +193,13 @@ impl Rim {
                     self.stopping = true;
                     Answer::Done
                 }
-                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => Answer::Refused(match self.disk.view().state {
-                    DiskState::Empty => "the node belongs to no cluster yet".into(),
-                    DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
-                    DiskState::Formatted(_) => "the disk is not open".into(),
-                }),
+                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => {
+                    Answer::Refused(match self.disk.view().state {
+                        DiskState::Empty => "the node belongs to no cluster yet".into(),
+                        DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
+                        DiskState::Formatted(_) => "the disk is not open".into(),
+                    })
+                }
                 Call::Learn(addresses) => {
                     let live = self.live.as_mut().expect("checked by the arm before");
                     match live.peers.learn(&addresses) {
@@ -208,7 +222,7 @@ impl Rim {
 
     fn format(&mut self, cluster: ClusterId) -> Result<()> {
         if let DiskState::Formatted(superblock) = self.disk.view().state {
-            anyhow::ensure!(superblock.cluster == cluster, "the disk belongs to cluster {}", superblock.cluster);
+            ensure!(superblock.cluster == cluster, "the disk belongs to cluster {}", superblock.cluster);
             return Ok(());
         }
         let disk = DiskId::from_bytes(random_bytes()?).context("a random identifier of all zeroes")?;

@@ -143,7 +143,7 @@ pub enum Reply {
 pub enum Refusal {
     #[error("the node holds no replica of this volume")]
     UnknownVolume,
-    #[error("attached by {holder} (epoch {})", epoch.0)]
+    #[error("attached by {holder} (epoch {}): detach it there, or take it over, which fences that holder for good", epoch.0)]
     Held { holder: String, epoch: Epoch },
     #[error("epoch {} is over: the volume was taken over or detached", epoch.0)]
     Stale { epoch: Epoch },

@@ -71,7 +71,6 @@ impl<'a> Reader<'a> {
         Ok(self.take(1)?[0])
     }
 
-
     pub(crate) fn u32(&mut self) -> Result<u32, DecodeError> {
         Ok(self.take(4)?.get_u32_le())
     }
@@ -124,11 +123,7 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn end(&self) -> Result<(), DecodeError> {
-        if self.rest.is_empty() {
-            Ok(())
-        } else {
-            Err(DecodeError::Long { what: self.what, extra: self.rest.len() })
-        }
+        if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::Long { what: self.what, extra: self.rest.len() }) }
     }
 }
 

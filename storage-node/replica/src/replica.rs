@@ -21,10 +21,11 @@ use holdfast_store::group::{
 use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
+use crate::planted::{self, Bug};
 
-/// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: 8 MiB is two
-/// seconds of a busy volume, and a longer absence is cheaper to repair by delta than by replay.
-const KEPT_BYTES_MAX: usize = 8 << 20;
+/// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
+/// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.
+const KEPT_BYTES_MAX: usize = 64 << 20;
 /// Applied bytes after which a checkpoint is taken though nobody asked: bounds replay at start.
 const CHECKPOINT_BYTES: usize = 32 << 20;
 
@@ -57,18 +58,32 @@ pub struct Context<'a> {
 /// What the shard is to do or to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output<O> {
-    Send { to: ReplicaId, message: Message<LogCommand> },
-    Applied { position: Position, outcome: O },
+    Send {
+        to: ReplicaId,
+        message: Message<LogCommand>,
+    },
+    Applied {
+        position: Position,
+        outcome: O,
+    },
     BecameLeader(Term),
     /// Everything older than this term is applied: requests may be served.
     Serving(Term),
     LostLeadership(Term),
     /// Everything a linearizable read must see is applied.
-    ReadReady { token: u64 },
-    ReadFailed { token: u64 },
-    NeedsDelta { peer: ReplicaId },
+    ReadReady {
+        token: u64,
+    },
+    ReadFailed {
+        token: u64,
+    },
+    NeedsDelta {
+        peer: ReplicaId,
+    },
     /// This replica can go no further and says why; it answers nothing any more.
-    Stopped { reason: String },
+    Stopped {
+        reason: String,
+    },
 }
 
 /// Why recovered bytes do not make a replica.
@@ -122,8 +137,6 @@ pub struct Replica<S> {
     configuration: Configuration,
     checkpointed: LogIndex,
     checkpoint_running: bool,
-    /// The disk wants log space back: keep nothing for laggards at the next checkpoint.
-    pressed: bool,
     checkpoint_due: bool,
     applied_bytes: usize,
     hard_state: HardState,
@@ -153,9 +166,9 @@ pub fn initial_state(configuration: Configuration, directory: Directory, machine
 /// # Errors
 /// The checkpoint was written by a newer or broken build.
 pub fn machine_state(recovered: &RecoveredGroup) -> Result<Bytes, RestoreError> {
-    Snapshot::decode(&recovered.checkpoint.state).map(|snapshot| snapshot.machine).map_err(|source| {
-        RestoreError::Decode { group: recovered.group, what: "checkpoint", source }
-    })
+    Snapshot::decode(&recovered.checkpoint.state)
+        .map(|snapshot| snapshot.machine)
+        .map_err(|source| RestoreError::Decode { group: recovered.group, what: "checkpoint", source })
 }
 
 impl<S: StateMachine> Replica<S> {
@@ -212,7 +225,6 @@ impl<S: StateMachine> Replica<S> {
             configuration: snapshot.configuration,
             checkpointed: checkpoint.index,
             checkpoint_running: false,
-            pressed: false,
             checkpoint_due: false,
             applied_bytes: 0,
             disk_failure: None,
@@ -306,15 +318,16 @@ impl<S: StateMachine> Replica<S> {
 
     /// The disk wants what this group holds of its log or memory back.
     pub fn on_checkpoint_wanted(&mut self) {
-        self.pressed = true;
         self.checkpoint_due = true;
     }
 
     pub fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64) {
         self.checkpoint_running = false;
         self.checkpointed = LogIndex(index);
-        let keep_from = if self.pressed { self.checkpointed } else { self.kept_for_laggards() };
-        self.pressed = false;
+        let usage = context.store.usage();
+        // Beyond three quarters of its log the disk needs the space for what is new.
+        let pressed = usage.wal_used > usage.wal_total / 4 * 3;
+        let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards() };
         if keep_from > self.raft.status().base.index {
             self.raft.compact(keep_from);
         }
@@ -323,11 +336,7 @@ impl<S: StateMachine> Replica<S> {
 
     /// # Errors
     /// This replica does not lead, or is not sure to.
-    pub fn propose(
-        &mut self,
-        context: &mut Context<'_>,
-        command: LogCommand,
-    ) -> Result<Position, Refusal> {
+    pub fn propose(&mut self, context: &mut Context<'_>, command: LogCommand) -> Result<Position, Refusal> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
@@ -343,11 +352,7 @@ impl<S: StateMachine> Replica<S> {
     ///
     /// # Errors
     /// This replica does not lead.
-    pub fn read(
-        &mut self,
-        context: &mut Context<'_>,
-        token: u64,
-    ) -> Result<(), Refusal> {
+    pub fn read(&mut self, context: &mut Context<'_>, token: u64) -> Result<(), Refusal> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
@@ -356,16 +361,15 @@ impl<S: StateMachine> Replica<S> {
         result
     }
 
-    /// # Errors
-    /// This replica does not lead, or `to` is no voter.
-    pub fn transfer(
-        &mut self,
-        context: &mut Context<'_>,
-        to: ReplicaId,
-    ) -> Result<(), Refusal> {
-        let mut result = Ok(());
-        self.call(context, |raft, now, view| result = raft.transfer(now, view, to));
-        result
+    /// The disk hangs: hands the leadership, if it is here, to the reachable peer that has the most. Repeating is
+    /// harmless.
+    pub fn yield_leadership(&mut self, context: &mut Context<'_>) {
+        let peers = self.raft.status().peers.into_iter().filter(|peer| peer.reachable);
+        let Some(best) = peers.max_by_key(|peer| peer.flushed) else { return };
+        // Refused where no peer is fit yet: asked again with the next heartbeat.
+        self.call(context, |raft, now, view| {
+            let _ = raft.transfer(now, view, best.replica);
+        });
     }
 
     /// The disk failed: acknowledge nothing more, lead no more.
@@ -379,11 +383,7 @@ impl<S: StateMachine> Replica<S> {
         peers.map(|(replica, _)| *replica).collect()
     }
 
-    fn call(
-        &mut self,
-        context: &mut Context<'_>,
-        call: impl FnOnce(&mut Raft<LogCommand>, Timestamp, &mut View<'_>),
-    ) {
+    fn call(&mut self, context: &mut Context<'_>, call: impl FnOnce(&mut Raft<LogCommand>, Timestamp, &mut View<'_>)) {
         if !self.stopped {
             let mut view = View { pairs: context.pairs, directory: &self.directory };
             call(&mut self.raft, context.now, &mut view);
@@ -417,7 +417,7 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted => self.held.push_back((sequence, to, message)),
+                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => self.held.push_back((sequence, to, message)),
                 _ => outputs.push(Output::Send { to, message }),
             },
             Effect::Committed(index) => self.apply(store, index, outputs),
@@ -511,7 +511,8 @@ impl<S: StateMachine> Replica<S> {
                         outputs.push(Output::Applied { position: entry.position, outcome: applied.outcome });
                     }
                     Err(error) => {
-                        let reason = format!("log entry {} of group {} cannot be applied: {error}", index.0, self.group);
+                        let reason =
+                            format!("log entry {} of group {} cannot be applied: {error}", index.0, self.group);
                         return self.stop(reason, outputs);
                     }
                 },

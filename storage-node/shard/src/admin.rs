@@ -39,7 +39,10 @@ pub enum AdminReply {
     Founded,
     Changed(Outcome),
     /// A volume of that name is there already; `same`: with the same specification.
-    Exists { volume: VolumeId, same: bool },
+    Exists {
+        volume: VolumeId,
+        same: bool,
+    },
     NotPlaced(PlanError),
     Catalogue(Box<Catalogue>),
     Report(Box<ShardReport>),

@@ -30,9 +30,13 @@ pub struct ClientId(pub u64);
 /// Whom a read of the store is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadPurpose {
-    Client { token: u64 },
+    Client {
+        token: u64,
+    },
     /// The edge blocks of a read-modify-write.
-    Edges { read: u64 },
+    Edges {
+        read: u64,
+    },
 }
 
 /// The leadership was lost before an answer was known.

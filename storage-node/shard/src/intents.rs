@@ -7,7 +7,9 @@ use holdfast_block::Geometry;
 use holdfast_consensus::{Configuration, Member, Role};
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_metadata::catalogue::Obstacle;
-use holdfast_metadata::intent::{Action, Control, CreateReplica, DeleteReplica, Intent, IntentReply, IntentResult, ResizeGroup};
+use holdfast_metadata::intent::{
+    Action, Control, CreateReplica, DeleteReplica, Intent, IntentReply, IntentResult, ResizeGroup,
+};
 use holdfast_metadata::{Catalogue, catalogue};
 use holdfast_replica::replica::initial_state;
 use holdfast_store::group::{GroupState, RecoveredGroup, StoreError};
@@ -19,8 +21,13 @@ use crate::shard::Shard;
 /// Whom to tell when something is on the disk.
 pub(crate) enum Asker {
     /// The metadata leader, on this node or another one.
-    Intent { from: NodeId, intent: Intent },
-    Admin { token: u64 },
+    Intent {
+        from: NodeId,
+        intent: Intent,
+    },
+    Admin {
+        token: u64,
+    },
 }
 
 /// A group on its way to the disk.

@@ -52,4 +52,6 @@ impl StateMachine for CatalogueMachine {
 
 // What a volume proposes and reads, the store takes: a request of 1 MiB that is not aligned touches 257 blocks.
 const _: () = assert!(holdfast_volume::command::PAYLOAD_BYTES_MAX <= holdfast_store::group::PAYLOAD_BYTES_MAX);
-const _: () = assert!(holdfast_block::REQUEST_BYTES_MAX / holdfast_block::PHYSICAL_BLOCK_BYTES < holdfast_store::chunk::READ_BLOCKS_MAX);
+const _: () = assert!(
+    holdfast_block::REQUEST_BYTES_MAX / holdfast_block::PHYSICAL_BLOCK_BYTES < holdfast_store::chunk::READ_BLOCKS_MAX
+);

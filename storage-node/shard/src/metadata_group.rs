@@ -29,7 +29,10 @@ enum Proposal {
 /// What waits for the right to read.
 enum Read {
     Admin(u64),
-    Create { token: u64, new: NewVolume },
+    Create {
+        token: u64,
+        new: NewVolume,
+    },
     /// Only a leader that holds its lease tells nodes what to do.
     Intents,
 }
@@ -300,12 +303,16 @@ impl MetadataGroup {
     }
 
     fn pass_on_addresses(&mut self, core: &mut Core) {
-        let known: Vec<NodeAddress> = self.catalogue().peers().into_iter().map(|(node, peer)| NodeAddress {
-            node,
-            peer: peer.peer_address.to_owned(),
-            api: peer.api_address.to_owned(),
-        })
-        .collect();
+        let known: Vec<NodeAddress> = self
+            .catalogue()
+            .peers()
+            .into_iter()
+            .map(|(node, peer)| NodeAddress {
+                node,
+                peer: peer.peer_address.to_owned(),
+                api: peer.api_address.to_owned(),
+            })
+            .collect();
         if known != self.addresses {
             core.effects.addresses.clone_from(&known);
             self.addresses = known;

@@ -1,12 +1,53 @@
 //! What a shard tells of itself to people and programs.
 
+use bytes::Bytes;
+use holdfast_consensus::{LogIndex, ProgressState};
+use holdfast_id::{GroupId, ReplicaId};
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
 use crate::shard::Shard;
 
 impl Shard {
-    pub(crate) fn report(&self) -> ShardReport {
+    /// Whether this node's replica of the group leads and serves.
+    pub fn leads(&self, group: GroupId) -> bool {
+        match self.volumes.get(&group) {
+            Some(volume) => volume.serving(),
+            None => self.metadata.as_ref().is_some_and(|metadata| metadata.group() == group && metadata.serving()),
+        }
+    }
+
+    /// Whether the log of the group here has everything that this node told to be durable: false after damage, until
+    /// the leader has filled it up.
+    pub fn is_whole(&self, group: GroupId) -> bool {
+        match self.volumes.get(&group) {
+            Some(volume) => volume.replica.status().may_vote,
+            None => self.metadata.as_ref().is_none_or(|metadata| metadata.replica.status().may_vote),
+        }
+    }
+
+    /// Replicas of the group that need more than the log still has, where this node's leads.
+    pub fn lagging(&self, group: GroupId) -> Vec<ReplicaId> {
+        match self.volumes.get(&group) {
+            Some(volume) => lagging(&volume.replica),
+            None => self.metadata.as_ref().filter(|m| m.group() == group).map_or(Vec::new(), |m| lagging(&m.replica)),
+        }
+    }
+
+    /// The replica of the group here, how far it has applied the log, and the state that came of it: equal on all
+    /// replicas at equal indexes.
+    pub fn machine_state(&self, group: GroupId) -> Option<(ReplicaId, LogIndex, Bytes)> {
+        fn of<S: StateMachine>(replica: &Replica<S>) -> (ReplicaId, LogIndex, Bytes) {
+            (replica.id(), replica.applied().index, replica.machine().encode_state())
+        }
+        match self.volumes.get(&group) {
+            Some(volume) => Some(of(&volume.replica)),
+            None => self.metadata.as_ref().filter(|metadata| metadata.group() == group).map(|m| of(&m.replica)),
+        }
+    }
+
+    /// What this node itself knows, without asking anybody.
+    pub fn report(&self) -> ShardReport {
         let superblock = self.core.store.superblock();
         let metadata = self.metadata.as_ref().map(|group| replica(&group.replica, group.serving(), group.stopped()));
         let volumes = self.volumes.values().map(|group| {
@@ -17,7 +58,7 @@ impl Shard {
                 size_bytes: volume.geometry().size_bytes,
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
-                lagging: group.lagging().iter().copied().collect(),
+                lagging: lagging(&group.replica),
             }
         });
         let peers = self.core.watched.iter();
@@ -34,6 +75,12 @@ impl Shard {
                 .collect(),
         }
     }
+}
+
+/// Peers whose next entry has left the leader's log, until they are past its base again.
+fn lagging<S: StateMachine>(replica: &Replica<S>) -> Vec<ReplicaId> {
+    let peers = replica.status().peers.into_iter();
+    peers.filter(|peer| peer.state == ProgressState::NeedsDelta).map(|peer| peer.replica).collect()
 }
 
 fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option<&str>) -> ReplicaReport {

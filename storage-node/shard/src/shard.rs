@@ -58,12 +58,7 @@ pub struct ShardOptions {
 impl ShardOptions {
     /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
     pub const fn new(seed: u64) -> ShardOptions {
-        ShardOptions {
-            heartbeat: Duration::from_millis(100),
-            lease: Duration::from_millis(300),
-            drift_ppm: 500,
-            seed,
-        }
+        ShardOptions { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(300), drift_ppm: 500, seed }
     }
 }
 
@@ -101,6 +96,7 @@ trait Driven {
     fn on_checkpoint_wanted(&mut self);
     fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64);
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str);
+    fn yield_leadership(&mut self, context: &mut Context<'_>);
     fn lives_on(&self, node: NodeId) -> bool;
 }
 
@@ -109,10 +105,9 @@ impl<S: StateMachine> Driven for Replica<S> {
         if to != self.id() {
             return; // Meant for a former replica of this group on this node.
         }
-        match wire::decode(meta, payload) {
-            Ok(message) => Replica::on_message(self, context, from, message),
-            // The sender is one of ours, by its certificate, but of another build: as good as lost on the way.
-            Err(_) => {}
+        // One that cannot be read is another build's, by its certificate one of ours: as good as lost on the way.
+        if let Ok(message) = wire::decode(meta, payload) {
+            Replica::on_message(self, context, from, message);
         }
     }
 
@@ -142,6 +137,10 @@ impl<S: StateMachine> Driven for Replica<S> {
 
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str) {
         Replica::on_disk_failed(self, context, reason);
+    }
+
+    fn yield_leadership(&mut self, context: &mut Context<'_>) {
+        Replica::yield_leadership(self, context);
     }
 
     fn lives_on(&self, node: NodeId) -> bool {
@@ -291,6 +290,11 @@ impl Shard {
         let now = self.core.now;
         let boot = self.core.boot();
         let disk_stalled = self.core.disk_stalled();
+        if disk_stalled {
+            for group in self.groups() {
+                self.with_group(group, |replica, context| replica.yield_leadership(context));
+            }
+        }
         for due in self.core.pairs.on_deadline(now) {
             let heartbeat = PeerMessage::Heartbeat { sequence: due.sequence, boot, disk_stalled };
             self.core.effects.peers.push((due.to, heartbeat));

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_consensus::{LogIndex, Position, Refusal, Term};
-use holdfast_id::{ReplicaId, VolumeId};
+use holdfast_id::VolumeId;
 use holdfast_protocol::session::{self, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::ReadError;
@@ -31,8 +31,13 @@ struct Asker {
 enum Proposal {
     /// A write, by its ticket in the admission.
     Io(u64),
-    Attachment { client: ClientId, request: Request },
-    Resize { token: u64 },
+    Attachment {
+        client: ClientId,
+        request: Request,
+    },
+    Resize {
+        token: u64,
+    },
 }
 
 /// A read of a client on its way: first the right to serve it, then the bytes.
@@ -56,8 +61,6 @@ pub(crate) struct VolumeGroup {
     reads: BTreeMap<u64, ClientRead>,
     /// Connections that have asked for this volume: they hear when this node begins to serve it.
     clients: BTreeSet<ClientId>,
-    /// Replicas that need more than the log still has.
-    lagging: BTreeSet<ReplicaId>,
     stopped: Option<String>,
 }
 
@@ -73,7 +76,6 @@ impl VolumeGroup {
             backlog: VecDeque::new(),
             reads: BTreeMap::new(),
             clients: BTreeSet::new(),
-            lagging: BTreeSet::new(),
             stopped: None,
         }
     }
@@ -84,10 +86,6 @@ impl VolumeGroup {
 
     pub(crate) fn serving(&self) -> bool {
         self.serving.is_some()
-    }
-
-    pub(crate) fn lagging(&self) -> &BTreeSet<ReplicaId> {
-        &self.lagging
     }
 
     pub(crate) fn stopped(&self) -> Option<&str> {
@@ -217,10 +215,8 @@ impl VolumeGroup {
                     self.backlog.push_front((command, proposal));
                     return;
                 }
-                // The leadership is gone, also where its loss is still to be told.
                 Err(_) => {
                     self.backlog.push_front((command, proposal));
-                    self.serving = None;
                     return self.forget_requests(core);
                 }
             }
@@ -248,8 +244,9 @@ impl VolumeGroup {
 
     /// Carries out what this step's events asked of the replica, until it asks for nothing more.
     pub(crate) fn settle(&mut self, core: &mut Core) {
+        // Once: a proposal that waits for the lease makes the replica ask for it each time it is tried.
+        self.work_off_backlog(core);
         loop {
-            self.work_off_backlog(core);
             let mut outputs = Vec::new();
             self.replica.settle(&mut core.context(), &mut outputs);
             if outputs.is_empty() {
@@ -270,7 +267,7 @@ impl VolumeGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
-            Output::BecameLeader(_) => {}
+            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
             Output::Serving(term) => {
                 self.serving = Some(term);
                 for client in &self.clients {
@@ -288,9 +285,6 @@ impl VolumeGroup {
                     let reply = self.not_leader();
                     core.effects.clients.push((read.asker.client, reply));
                 }
-            }
-            Output::NeedsDelta { peer } => {
-                self.lagging.insert(peer);
             }
             Output::Stopped { reason } => {
                 self.stopped = Some(reason);
@@ -382,7 +376,8 @@ impl VolumeGroup {
 
     fn forget_requests(&mut self, core: &mut Core) {
         self.admission.clear();
-        let mut askers: BTreeSet<ClientId> = std::mem::take(&mut self.tickets).into_values().map(|a| a.client).collect();
+        let mut askers: BTreeSet<ClientId> =
+            std::mem::take(&mut self.tickets).into_values().map(|a| a.client).collect();
         askers.extend(std::mem::take(&mut self.reads).into_values().map(|read| read.asker.client));
         let proposals = std::mem::take(&mut self.proposals).into_values().map(|(_, proposal)| proposal);
         let backlog = std::mem::take(&mut self.backlog).into_iter().map(|(_, proposal)| proposal);

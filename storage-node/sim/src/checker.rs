@@ -26,7 +26,7 @@ use bytes::{Bytes, BytesMut};
 use holdfast_id::VolumeId;
 use holdfast_protocol::session::Epoch;
 
-use crate::stamp::{BLOCK_BYTES, BlockStamp, Content, StampError, WriteId};
+use crate::stamp::{BLOCK_BYTES, SECTOR_BYTES, BlockStamp, Content, StampError, WriteId};
 
 /// Counts what the checker was told, in order: real time for the purposes of linearizability.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +104,8 @@ pub struct Statistics {
 pub struct Checker {
     volume: VolumeId,
     salt: u64,
+    /// Bytes of what is called a block here: 4096, or 512 for a range that is written in sectors.
+    unit: usize,
     now: Moment,
     mutations: BTreeMap<WriteId, Mutation>,
     next: u64,
@@ -112,11 +114,21 @@ pub struct Checker {
 }
 
 impl Checker {
-    /// Of a volume that is all zeroes. `salt` is of the run.
+    /// Of a volume that is all zeroes and written in whole blocks. `salt` is of the run.
     pub fn new(volume: VolumeId, salt: u64) -> Checker {
+        Checker::with_unit(volume, salt, BLOCK_BYTES)
+    }
+
+    /// The same in sectors: every number of a block in its calls is that of a sector.
+    pub fn of_sectors(volume: VolumeId, salt: u64) -> Checker {
+        Checker::with_unit(volume, salt, SECTOR_BYTES)
+    }
+
+    fn with_unit(volume: VolumeId, salt: u64, unit: usize) -> Checker {
         Checker {
             volume,
             salt,
+            unit,
             now: BEGINNING,
             mutations: BTreeMap::new(),
             next: 1,
@@ -138,10 +150,10 @@ impl Checker {
     pub fn begin_write(&mut self, epoch: Epoch, first_block: u64, count: u64) -> (WriteId, Bytes) {
         self.statistics.writes += 1;
         let write = self.begin(epoch, first_block, count, false);
-        let mut data = BytesMut::with_capacity(count as usize * BLOCK_BYTES);
+        let mut data = BytesMut::with_capacity(count as usize * self.unit);
         for block in first_block..first_block + count {
             let stamp = BlockStamp { volume: self.volume, write, block, salt: self.salt };
-            data.extend_from_slice(&stamp.to_block());
+            data.extend_from_slice(&stamp.to_unit(self.unit));
         }
         (write, data.freeze())
     }
@@ -177,12 +189,12 @@ impl Checker {
     pub fn end_read(&mut self, read: PendingRead, data: &[u8]) -> Result<(), Violation> {
         let completed = self.tick();
         let PendingRead { invoked, first_block, count } = read;
-        let expected = count as usize * BLOCK_BYTES;
+        let expected = count as usize * self.unit;
         if data.len() != expected {
             return Err(Violation::Length { expected, actual: data.len() });
         }
         let mut shown = Vec::new();
-        for (block, bytes) in (first_block..).zip(data.chunks(BLOCK_BYTES)) {
+        for (block, bytes) in (first_block..).zip(data.chunks(self.unit)) {
             let value = self.value(block, bytes)?;
             self.check_current(block, value, invoked)?;
             shown.push((block, value));

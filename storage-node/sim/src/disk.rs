@@ -1,6 +1,6 @@
 //! A simulated disk: takes the store's operations as data, completes them in simulated time, and fails as disks do.
 //!
-//! What it is: [`Media`] behind a queue without order, as devices have. Operations take effect when they complete; a
+//! What it is: `Media` behind a queue without order, as devices have. Operations take effect when they complete; a
 //! crash in between leaves any part of a write. For formatting and opening, which block, it is a [`Device`] too; then
 //! its operations take no time and faults of the media apply. What it is not: a file, a driver, a guess at a real
 //! model's speed. Who drives it: the simulation's loop.

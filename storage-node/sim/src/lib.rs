@@ -7,8 +7,16 @@
 
 pub mod checker;
 pub mod clock;
+pub mod connections;
 pub mod disk;
+pub mod faults;
 pub mod latency;
+pub mod machine;
 pub mod network;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod prng;
+pub mod scenario;
 pub mod stamp;
+pub mod workload;
+pub mod world;

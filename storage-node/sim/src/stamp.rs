@@ -9,7 +9,10 @@ pub const BLOCK_BYTES: usize = 4096;
 
 const MAGIC: [u8; 8] = *b"HFSTAMP1";
 const HEADER_BYTES: usize = 8 + 16 + 8 + 8 + 8;
-const CHECKSUM_AT: usize = BLOCK_BYTES - 4;
+/// Smallest unit a volume is written in.
+pub const SECTOR_BYTES: usize = 512;
+
+const CHECKSUM_BYTES: usize = 4;
 
 /// Numbers the mutations of a run; unique over all clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,7 +21,7 @@ pub struct WriteId(pub u64);
 /// What a block says of itself:
 ///
 /// ```text
-/// 0       8         24      32      40     48                    4092      4096
+/// 0       8         24      32      40     48                    n-4       n
 /// | magic | volume  | write | block | salt | fill from the salt ... | crc32c |
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,14 +51,15 @@ pub enum StampError {
 }
 
 impl BlockStamp {
-    pub fn to_block(self) -> Bytes {
-        let mut block = BytesMut::with_capacity(BLOCK_BYTES);
+    /// The unit of `bytes` bytes, [`BLOCK_BYTES`] or [`SECTOR_BYTES`], that says this.
+    pub fn to_unit(self, bytes: usize) -> Bytes {
+        let mut block = BytesMut::with_capacity(bytes);
         block.put_slice(&MAGIC);
         block.put_slice(&self.volume.to_bytes());
         block.put_u64_le(self.write.0);
         block.put_u64_le(self.block);
         block.put_u64_le(self.salt);
-        block.resize(CHECKSUM_AT, 0);
+        block.resize(bytes - CHECKSUM_BYTES, 0);
         let mut fill = Prng::new(self.salt).split("fill", self.write.0).split("block", self.block);
         fill.fill(&mut block[HEADER_BYTES..]);
         let checksum = crc32c::crc32c(&block);
@@ -66,9 +70,9 @@ impl BlockStamp {
 
 impl Content {
     /// # Panics
-    /// Where `block` is not one block.
+    /// Where `block` is not one block or sector.
     pub fn of(block: &[u8]) -> Result<Content, StampError> {
-        assert_eq!(block.len(), BLOCK_BYTES, "one block");
+        assert!(block.len() == BLOCK_BYTES || block.len() == SECTOR_BYTES, "one block or sector");
         if block.iter().all(|byte| *byte == 0) {
             return Ok(Content::Zeroes);
         }
@@ -79,7 +83,7 @@ impl Content {
         let number = |at: usize| u64::from_le_bytes(block[at..at + 8].try_into().expect("eight bytes"));
         let volume = VolumeId::from_bytes(block[8..24].try_into().expect("sixteen bytes")).ok_or(StampError::Torn)?;
         let stamp = BlockStamp { volume, write: WriteId(number(24)), block: number(32), salt: number(40) };
-        if stamp.to_block() != block { Err(StampError::Torn) } else { Ok(Content::Stamp(stamp)) }
+        if stamp.to_unit(block.len()) != block { Err(StampError::Torn) } else { Ok(Content::Stamp(stamp)) }
     }
 }
 
@@ -94,14 +98,14 @@ mod tests {
 
     #[test]
     fn a_block_tells_its_stamp() {
-        assert_eq!(Content::of(&stamp(1, 2).to_block()), Ok(Content::Stamp(stamp(1, 2))));
+        assert_eq!(Content::of(&stamp(1, 2).to_unit(BLOCK_BYTES)), Ok(Content::Stamp(stamp(1, 2))));
         assert_eq!(Content::of(&[0; BLOCK_BYTES]), Ok(Content::Zeroes));
         assert_eq!(Content::of(&[1; BLOCK_BYTES]), Err(StampError::Foreign));
     }
 
     #[test]
     fn no_mixture_of_two_blocks_passes() {
-        let (one, two) = (stamp(1, 2).to_block(), stamp(2, 2).to_block());
+        let (one, two) = (stamp(1, 2).to_unit(BLOCK_BYTES), stamp(2, 2).to_unit(BLOCK_BYTES));
         for sectors in 1u32..255 {
             let mixed: Vec<u8> = (0..8)
                 .flat_map(|s| {

@@ -1,6 +1,7 @@
 //! The tasks, one file each: `run` does the work and returns an error that names the step that failed.
 
 pub mod fix;
+pub mod sim;
 pub mod test;
 pub mod tools;
 pub mod verify;

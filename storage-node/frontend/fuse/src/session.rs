@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use holdfast_block::{Completion, Error, Geometry, Operation as Block, REQUEST_BYTES_MAX, Request, RequestId, ZEROES_BYTES_MAX};
+use holdfast_block::{
+    Completion, Error, Geometry, Operation as Block, REQUEST_BYTES_MAX, Request, RequestId, ZEROES_BYTES_MAX,
+};
 
 use crate::wire::{
     Attributes, Errno, FILE_NODE, KERNEL_MINOR_VERSION, KERNEL_MINOR_VERSION_MIN, KERNEL_VERSION, Message, Operation,

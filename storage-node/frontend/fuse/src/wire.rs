@@ -88,14 +88,31 @@ pub struct Message {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Operation {
-    Init { major: u32, minor: u32, max_readahead: u32, flags: u64 },
-    Lookup { name: Bytes },
+    Init {
+        major: u32,
+        minor: u32,
+        max_readahead: u32,
+        flags: u64,
+    },
+    Lookup {
+        name: Bytes,
+    },
     GetAttributes,
     Open,
-    Read { offset: u64, size: u32 },
-    Write { offset: u64, data: Bytes },
+    Read {
+        offset: u64,
+        size: u32,
+    },
+    Write {
+        offset: u64,
+        data: Bytes,
+    },
     Synchronize,
-    Allocate { offset: u64, length: u64, zeroes: Zeroes },
+    Allocate {
+        offset: u64,
+        length: u64,
+        zeroes: Zeroes,
+    },
     FileSystemStatus,
     Release,
     /// The kernel waits for no answer.
@@ -103,7 +120,9 @@ pub enum Operation {
     /// Asks to give up a request; it may be ignored, and is: a write must not be half done.
     Interrupt,
     Destroy,
-    Other { opcode: u32 },
+    Other {
+        opcode: u32,
+    },
 }
 
 /// What an `fallocate` asks for.

@@ -91,7 +91,9 @@ fn find<'a>(catalogue: &'a Catalogue, wanted: &str) -> Result<(VolumeId, &'a Vol
         return Ok(found);
     }
     let by_id = wanted.parse().ok().and_then(|id| catalogue.volumes().get(&id).map(|volume| (id, volume)));
-    by_id.ok_or_else(|| refuse(Code::NotFound, "UnknownVolume", &format!("there is no volume {wanted}")))
+    by_id.ok_or_else(|| {
+        refuse(Code::NotFound, "UnknownVolume", &format!("there is no volume {wanted}; list those there are"))
+    })
 }
 
 fn generation(expected: u64) -> Option<u64> {
@@ -100,10 +102,7 @@ fn generation(expected: u64) -> Option<u64> {
 
 #[tonic::async_trait]
 impl Cluster for Services {
-    async fn list_nodes(
-        &self,
-        _: Request<v1::ListNodesRequest>,
-    ) -> Result<Response<v1::ListNodesResponse>, Status> {
+    async fn list_nodes(&self, _: Request<v1::ListNodesRequest>) -> Result<Response<v1::ListNodesResponse>, Status> {
         let catalogue = self.catalogue().await?;
         let report = self.report().await?;
         let mut nodes: Vec<v1::ClusterNode> = Vec::new();
@@ -358,8 +357,11 @@ fn judge(
     };
     let node = replica.node_name.clone();
     let Some(answer) = answer else {
-        replica.reason =
-            reason("ReplicaUnreachable", format!("the copy on {node} does not answer"), "start the node, or mend its network");
+        replica.reason = reason(
+            "ReplicaUnreachable",
+            format!("the copy on {node} does not answer"),
+            "start the node, or mend its network",
+        );
         return;
     };
     replica.role = answer.role;

@@ -115,12 +115,16 @@ impl Node for Services {
                 voters: u32::try_from(metadata.voters).unwrap_or(u32::MAX),
                 stopped: metadata.stopped.as_ref().map(|reason| stopped(reason)),
             });
-            response.peers = report.peers.iter().map(|(node, connected, suspected)| v1::PeerStatus {
-                node_id: node.to_string(),
-                connected: *connected,
-                suspected: *suspected,
-                ..v1::PeerStatus::default()
-            }).collect();
+            response.peers = report
+                .peers
+                .iter()
+                .map(|(node, connected, suspected)| v1::PeerStatus {
+                    node_id: node.to_string(),
+                    connected: *connected,
+                    suspected: *suspected,
+                    ..v1::PeerStatus::default()
+                })
+                .collect();
             response.reasons.extend(report.damaged.iter().map(|(group, reason)| v1::Reason {
                 code: "ReplicaDamaged".into(),
                 message: format!("this disk's copy of {group} is damaged: {reason}"),
@@ -191,8 +195,8 @@ fn stopped(reason: &str) -> v1::Reason {
 }
 
 fn founder(member: &v1::FoundingMember) -> Result<Founder, Status> {
-    let name = Name::new(&member.name)
-        .map_err(|error| refuse(Code::InvalidArgument, "InvalidSpec", &error.to_string()))?;
+    let name =
+        Name::new(&member.name).map_err(|error| refuse(Code::InvalidArgument, "InvalidSpec", &error.to_string()))?;
     Ok(Founder {
         node: convert::parse("node_id", &member.node_id)?,
         replica: convert::parse("replica_id", &member.replica_id)?,
@@ -205,12 +209,7 @@ fn founder(member: &v1::FoundingMember) -> Result<Founder, Status> {
 
 fn disk_state(state: &DiskState) -> (v1::DiskState, Option<v1::Reason>) {
     let reason = |code: &str, message: &str, action: &str| {
-        Some(v1::Reason {
-            code: code.into(),
-            message: message.into(),
-            action: action.into(),
-            subject: String::new(),
-        })
+        Some(v1::Reason { code: code.into(), message: message.into(), action: action.into(), subject: String::new() })
     };
     match state {
         DiskState::Empty => (v1::DiskState::Empty, None),

@@ -13,6 +13,8 @@ pub(crate) const SECTOR: u64 = SECTOR_BYTES as u64;
 
 type Sector = [u8; SECTOR_BYTES];
 
+const PAGE_SECTORS: usize = 8;
+
 /// Orders versions: a flush covers the versions below its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Mark(u64);
@@ -42,11 +44,20 @@ enum Fault {
     Rotten(u64),
 }
 
+/// Sectors that lie side by side are mostly written and read together.
+#[derive(Clone, Debug)]
+struct Page {
+    /// By sector: whether it was ever durable; the others hold garbage.
+    written: [bool; PAGE_SECTORS],
+    data: [Sector; PAGE_SECTORS],
+}
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Media {
     /// Never written sectors read as zeroes, or as a function of this number and the sector where it is not 0.
     garbage: u64,
-    durable: BTreeMap<u64, Box<Sector>>,
+    /// By page number; `None` where no sector of the page was ever durable.
+    durable: Vec<Option<Box<Page>>>,
     /// By sector, the oldest first.
     versions: BTreeMap<u64, Vec<Version>>,
     faults: BTreeMap<u64, Fault>,
@@ -70,20 +81,29 @@ impl Media {
 
     /// Whether every sector of the range was written at some time.
     pub fn is_allocated(&self, offset: u64, length: u64) -> bool {
-        sectors(offset, length).all(|sector| self.durable.contains_key(&sector) || self.versions.contains_key(&sector))
+        sectors(offset, length).all(|sector| {
+            let (page, within) = place(sector);
+            let durable = self.durable.get(page).and_then(Option::as_ref).is_some_and(|page| page.written[within]);
+            durable || self.versions.contains_key(&sector)
+        })
     }
 
     /// As a reader sees it now. `Err` names the first unreadable sector.
     pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), u64> {
-        for (sector, chunk) in sectors(offset, buffer.len() as u64).zip(buffer.chunks_exact_mut(SECTOR_BYTES)) {
-            match self.versions.get(&sector).and_then(|versions| versions.last()) {
-                Some(version) => chunk.copy_from_slice(&version.data[..]),
-                None => chunk.copy_from_slice(&self.durable_sector(sector)),
+        let range = sectors(offset, buffer.len() as u64);
+        for (sector, chunk) in range.clone().zip(buffer.chunks_exact_mut(SECTOR_BYTES)) {
+            self.read_durable(sector, chunk);
+        }
+        let at = |sector: u64| (sector - range.start) as usize * SECTOR_BYTES;
+        for (sector, versions) in self.versions.range(range.clone()) {
+            if let Some(version) = versions.last() {
+                buffer[at(*sector)..][..SECTOR_BYTES].copy_from_slice(&version.data[..]);
             }
-            match self.faults.get(&sector) {
-                None => {}
-                Some(Fault::Unreadable) => return Err(sector),
-                Some(Fault::Rotten(seed)) => rot(*seed, chunk),
+        }
+        for (sector, fault) in self.faults.range(range.clone()) {
+            match fault {
+                Fault::Unreadable => return Err(*sector),
+                Fault::Rotten(seed) => rot(*seed, &mut buffer[at(*sector)..][..SECTOR_BYTES]),
             }
         }
         Ok(())
@@ -104,20 +124,22 @@ impl Media {
         for (sector, chunk) in sectors(offset, data.len() as u64).zip(data.chunks_exact(SECTOR_BYTES)) {
             self.faults.remove(&sector);
             self.versions.remove(&sector);
-            self.durable.insert(sector, boxed(chunk));
+            self.set_durable(sector, chunk);
         }
     }
 
     /// Makes durable what lies below the mark and is not doomed.
     pub fn flush(&mut self, mark: Mark) {
-        let Media { versions, durable, .. } = self;
-        versions.retain(|sector, versions| {
+        let mut covered = Vec::new();
+        self.versions.retain(|sector, versions| {
             if let Some(last) = versions.iter().rposition(|version| version.mark < mark && !version.doomed) {
-                let covered = versions.drain(..=last).next_back().expect("up to and with `last`");
-                durable.insert(*sector, covered.data);
+                covered.extend(versions.drain(..=last).next_back().map(|version| (*sector, version.data)));
             }
             !versions.is_empty()
         });
+        for (sector, data) in covered {
+            self.set_durable(sector, &data[..]);
+        }
     }
 
     /// A flush failed: what it should have covered is read as before, and is lost at the next crash.
@@ -139,7 +161,7 @@ impl Media {
                 }
             };
             if let Some(version) = survivor {
-                self.durable.insert(sector, version.data);
+                self.set_durable(sector, &version.data[..]);
             }
         }
     }
@@ -156,18 +178,30 @@ impl Media {
         }
     }
 
-    fn durable_sector(&self, sector: u64) -> Sector {
-        match self.durable.get(&sector) {
-            Some(data) => **data,
-            None => {
-                let mut data = [0; SECTOR_BYTES];
-                if self.garbage != 0 {
-                    Prng::new(self.garbage ^ sector).fill(&mut data);
-                }
-                data
-            }
+    fn read_durable(&self, sector: u64, chunk: &mut [u8]) {
+        let (page, within) = place(sector);
+        match self.durable.get(page).and_then(Option::as_ref).filter(|page| page.written[within]) {
+            Some(page) => chunk.copy_from_slice(&page.data[within]),
+            None if self.garbage != 0 => Prng::new(self.garbage ^ sector).fill(chunk),
+            None => chunk.fill(0),
         }
     }
+
+    fn set_durable(&mut self, sector: u64, data: &[u8]) {
+        let (page, within) = place(sector);
+        if page >= self.durable.len() {
+            self.durable.resize(page + 1, None);
+        }
+        let page = self.durable[page].get_or_insert_with(|| {
+            Box::new(Page { written: [false; PAGE_SECTORS], data: [[0; SECTOR_BYTES]; PAGE_SECTORS] })
+        });
+        page.written[within] = true;
+        page.data[within].copy_from_slice(data);
+    }
+}
+
+fn place(sector: u64) -> (usize, usize) {
+    ((sector / PAGE_SECTORS as u64) as usize, (sector % PAGE_SECTORS as u64) as usize)
 }
 
 /// Flips one to eight bits: never none.

@@ -283,8 +283,10 @@ impl Chunks {
             Kind::Checkpoint => {
                 let layer = group.frozen.take().expect("a checkpoint has frozen a layer");
                 self.reserved_blocks -= layer.blocks_needed();
-                group.wanted = false;
-                self.unasked_bytes += group.active.bytes();
+                // Of a group that was not asked, what was applied meanwhile counts already.
+                if std::mem::take(&mut group.wanted) {
+                    self.unasked_bytes += group.active.bytes();
+                }
                 let index = header.index;
                 let forget_below = group.header.forget_below;
                 group.header = header;

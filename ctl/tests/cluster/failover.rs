@@ -1,0 +1,70 @@
+//! A node is killed or stopped while the volume is in use: no error, nothing acknowledged is lost, no stale read.
+
+use std::time::Duration;
+
+use crate::harness::{Cluster, signal, wait_for};
+use crate::model::Model;
+use crate::workload::{End, Outcome, Workload, verify};
+
+/// 32 MiB of the volume are used: every block is written and read several times.
+const BLOCKS: usize = 8192;
+/// Far above what a failover takes; what it takes is printed.
+const GAP_MAX: Duration = Duration::from_secs(10);
+
+fn finish(cluster: &Cluster, what: &str, workload: Workload) {
+    let Outcome { mut model, end, completed, longest_gap } = workload.stop();
+    assert_eq!(end, End::Stopped);
+    verify(&cluster.nbd_socket("local"), &mut model);
+    println!("{what}: {completed} requests, longest gap {} ms", longest_gap.as_millis());
+    assert!(longest_gap < GAP_MAX, "a gap of {longest_gap:?}");
+}
+
+fn start(cluster: &Cluster, seed: u64) -> Workload {
+    cluster.must(&["volume", "create", "v", "--size", "256Mi"]);
+    let socket = cluster.attach("v", "local", &[]);
+    let workload = Workload::start(&socket, Model::new(BLOCKS), seed);
+    workload.wait_completed(100);
+    workload
+}
+
+#[test]
+fn a_killed_leader_and_then_a_killed_follower_cost_no_error() {
+    let cluster = Cluster::start(&[]);
+    let workload = start(&cluster, 1);
+    let leader = cluster.leader("v");
+    let old = cluster.kill(&leader);
+    workload.wait_completed(200);
+    cluster.wait_restart(&leader, old);
+    cluster.wait_healthy("v", &leader);
+    let follower = cluster.follower("v");
+    let old = cluster.kill(&follower);
+    workload.wait_completed(200);
+    cluster.wait_restart(&follower, old);
+    cluster.wait_healthy("v", &follower);
+    workload.wait_completed(100);
+    finish(&cluster, "leader and follower killed", workload);
+}
+
+#[test]
+fn a_stopped_leader_is_replaced_and_serves_nothing_stale_when_it_continues() {
+    let cluster = Cluster::start(&[]);
+    let workload = start(&cluster, 2);
+    let leader = cluster.leader("v");
+    let pid = cluster.pid(&leader);
+    signal(pid, libc::SIGSTOP);
+    workload.wait_completed(400);
+    let next = wait_for("another leader", || Some(cluster.leader("v")).filter(|next| *next != leader));
+    signal(pid, libc::SIGCONT);
+    workload.wait_completed(200);
+    cluster.wait_healthy("v", &leader);
+    assert_eq!(cluster.pid(&leader), pid, "it was stopped, not restarted");
+    // The same again, faster than anybody notices: the lease must tell the stopped one, not the others.
+    let pid = cluster.pid(&next);
+    for _ in 0..5 {
+        signal(pid, libc::SIGSTOP);
+        workload.wait_completed(20);
+        signal(pid, libc::SIGCONT);
+        workload.wait_completed(20);
+    }
+    finish(&cluster, "leader stopped", workload);
+}

@@ -1,0 +1,95 @@
+//! `holdfast-sim`: runs seeds of the simulated cluster and says what they have shown.
+//!
+//! Exit status: 0 all held, 1 something came out wrong, 2 something got stuck, 3 too little was shown to count (or a
+//! planted bug was not found), 64 the arguments are not understood.
+
+#![forbid(unsafe_code)]
+
+mod arguments;
+mod tally;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use holdfast_sim::scenario::{self, Options, Report};
+use holdfast_sim::world::Failure;
+
+use crate::arguments::Arguments;
+use crate::tally::Tally;
+
+const INCORRECT: u8 = 1;
+const STUCK: u8 = 2;
+const SHOWN_TOO_LITTLE: u8 = 3;
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::parse(std::env::args().skip(1)) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            eprintln!("error: {error}\n\n{}", arguments::USAGE);
+            return ExitCode::from(USAGE);
+        }
+    };
+    match &arguments.planted {
+        Some(name) => planted(&arguments, name),
+        None => ExitCode::from(seeds(&arguments)),
+    }
+}
+
+fn seeds(arguments: &Arguments) -> u8 {
+    let start = Instant::now();
+    let mut tally = Tally::default();
+    let mut status = 0;
+    for seed in arguments.seeds() {
+        match run(seed, arguments.replay) {
+            Ok(report) => {
+                if arguments.replay {
+                    println!("log {:016x} of {} events", report.log_hash, report.events);
+                }
+                tally.add(&report);
+            }
+            Err(failure) => {
+                println!("seed {seed}: {failure}\nreproduce: cargo xtask sim --seed {seed} --replay");
+                tally.failed += 1;
+                let own = if matches!(failure, Failure::Incorrect(_)) { INCORRECT } else { STUCK };
+                // What is wrong outweighs what is stuck.
+                status = if status == 0 { own } else { status.min(own) };
+            }
+        }
+    }
+    println!("{}", tally.summary(start.elapsed()));
+    if status == 0 && tally.counted == 0 { SHOWN_TOO_LITTLE } else { status }
+}
+
+/// A panic of the code under test is a failure like any other.
+fn run(seed: u64, verbose: bool) -> Result<Report, Failure> {
+    catch_unwind(AssertUnwindSafe(|| scenario::run(seed, Options { verbose })))
+        .unwrap_or_else(|_| Err(Failure::Incorrect("it panicked, see above".to_owned())))
+}
+
+#[cfg(feature = "planted")]
+fn planted(arguments: &Arguments, name: &str) -> ExitCode {
+    use holdfast_sim::planted::Planted;
+
+    let Some(planted) = Planted::named(name) else {
+        let names: Vec<&str> = Planted::all().iter().map(|planted| planted.name).collect();
+        eprintln!("error: no bug is called {name}; there are {}", names.join(", "));
+        return ExitCode::from(USAGE);
+    };
+    for seed in arguments.seeds() {
+        // What is only stuck may be so without the bug.
+        if let Err(failure @ Failure::Incorrect(_)) = planted.during(|| run(seed, arguments.replay)) {
+            println!("{name} is found by seed {seed}: {failure}");
+            return ExitCode::SUCCESS;
+        }
+    }
+    println!("{name} is not found");
+    ExitCode::from(SHOWN_TOO_LITTLE)
+}
+
+#[cfg(not(feature = "planted"))]
+fn planted(_: &Arguments, name: &str) -> ExitCode {
+    eprintln!("error: {name} is not compiled in: build with the feature planted");
+    ExitCode::from(USAGE)
+}

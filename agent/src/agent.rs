@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use holdfast_block::Geometry;
 use holdfast_consensus::Timestamp;
 use holdfast_id::VolumeId;
-use holdfast_block::Geometry;
 use holdfast_protocol::session::{Formatted, HOLDER_BYTES_MAX, Instance, Reply};
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use holdfast_transport::pki::{Identity, PkiError, Roots};

@@ -54,7 +54,8 @@ impl Devices {
         let (tell, done) = channel();
         // Any byte but zero: pages that were only promised must become pages now.
         let buffer = vec![0xFF; BUFFER_BYTES].into_boxed_slice();
-        for (what, result) in [("lock", sys::lock_memory(&buffer)), ("flush without waiting", sys::become_io_flusher())] {
+        for (what, result) in [("lock", sys::lock_memory(&buffer)), ("flush without waiting", sys::become_io_flusher())]
+        {
             if let Err(error) = result {
                 tracing::info!(%error, "the agent may not {what}; it goes on without");
             }

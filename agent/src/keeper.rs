@@ -80,7 +80,8 @@ impl Keeper {
     fn bind(path: &Path) -> Result<Keeper, KeeperError> {
         let failed = |source: io::Error| KeeperError::Io { path: path.to_owned(), source };
         let lock = path.with_extension("lock");
-        let lock = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock).map_err(failed)?;
+        let lock =
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(KeeperError::Running(path.to_owned())),
@@ -151,7 +152,9 @@ impl Keeper {
     }
 
     fn accept(&mut self) {
-        while let Ok(connection) = rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+        while let Ok(connection) =
+            rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+        {
             let own = rustix::process::geteuid();
             let known = rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid == own);
             if !known || self.connections.len() >= CONNECTIONS_MAX {
@@ -233,8 +236,8 @@ impl Keeper {
         self.entries.retain(|_, entry| {
             let mut watched = [PollFd::new(&entry.descriptor, PollFlags::empty())];
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let ended = rustix::event::poll(&mut watched, Some(&now)).is_ok()
-                && watched[0].revents().contains(PollFlags::ERR);
+            let ended =
+                rustix::event::poll(&mut watched, Some(&now)).is_ok() && watched[0].revents().contains(PollFlags::ERR);
             entry.owner.is_some() || !ended
         });
     }

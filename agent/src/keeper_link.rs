@@ -105,7 +105,12 @@ impl KeeperLink {
         }
     }
 
-    pub fn put(&mut self, volume: VolumeId, note: serde_json::Value, fuse: BorrowedFd<'_>) -> Result<(), KeeperLinkError> {
+    pub fn put(
+        &mut self,
+        volume: VolumeId,
+        note: serde_json::Value,
+        fuse: BorrowedFd<'_>,
+    ) -> Result<(), KeeperLinkError> {
         match self.call(&Request::Put { version: KEEPER_VERSION, volume, note }, Some(fuse))? {
             (Reply::Done, _) => Ok(()),
             (reply, _) => Err(refusal(reply)),
@@ -146,13 +151,16 @@ impl KeeperLink {
         KeeperLinkError::Io { path: self.config.socket.clone(), source }
     }
 
-    fn call(&mut self, request: &Request, fuse: Option<BorrowedFd<'_>>) -> Result<(Reply, Option<OwnedFd>), KeeperLinkError> {
+    fn call(
+        &mut self,
+        request: &Request,
+        fuse: Option<BorrowedFd<'_>>,
+    ) -> Result<(Reply, Option<OwnedFd>), KeeperLinkError> {
         let ended = || io::Error::from(io::ErrorKind::NotConnected);
         let result = match &self.socket {
             None => Err(ended()),
-            Some(socket) => packet::send(socket, request, fuse, SendFlags::empty()).and_then(|()| {
-                packet::receive::<Reply>(socket, RecvFlags::empty())?.ok_or_else(ended)
-            }),
+            Some(socket) => packet::send(socket, request, fuse, SendFlags::empty())
+                .and_then(|()| packet::receive::<Reply>(socket, RecvFlags::empty())?.ok_or_else(ended)),
         };
         result.map_err(|source| {
             // A late answer would be taken for that of the next request.

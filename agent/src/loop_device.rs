@@ -73,7 +73,10 @@ pub(crate) fn check_machine() -> Result<(), DeviceError> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(step("reading the kernel's release"))?;
     if version(&release).is_none_or(|version| version < KERNEL_MIN) {
         let (major, minor) = KERNEL_MIN;
-        return refuse(format!("a device that outlives its agent needs Linux {major}.{minor}, this is {}", release.trim()));
+        return refuse(format!(
+            "a device that outlives its agent needs Linux {major}.{minor}, this is {}",
+            release.trim()
+        ));
     }
     for limit in ["default_request_timeout", "max_request_timeout"] {
         let path = Path::new("/proc/sys/fs/fuse").join(limit);
@@ -83,7 +86,9 @@ pub(crate) fn check_machine() -> Result<(), DeviceError> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Ok(value) => {
                 let (path, value) = (path.display(), value.trim());
-                return refuse(format!("{path} is {value}: the kernel would give up requests that wait for a quorum; set it to 0"));
+                return refuse(format!(
+                    "{path} is {value}: the kernel would give up requests that wait for a quorum; set it to 0"
+                ));
             }
             Err(error) => return Err(step("reading the kernel's request time-outs")(error)),
         }
@@ -102,13 +107,19 @@ fn version(release: &str) -> Option<(u32, u32)> {
 pub(crate) fn mount(fuse: impl AsFd) -> Result<OwnedFd, DeviceError> {
     let fs = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC).map_err(step("fsopen"))?;
     let descriptor = fuse.as_fd().as_raw_fd().to_string();
-    let options =
-        [("source", "holdfast"), ("fd", descriptor.as_str()), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")];
+    let options = [
+        ("source", "holdfast"),
+        ("fd", descriptor.as_str()),
+        ("rootmode", "40000"),
+        ("user_id", "0"),
+        ("group_id", "0"),
+    ];
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&fs, key, value).map_err(step("fsconfig"))?;
     }
     rustix::mount::fsconfig_create(&fs).map_err(step("creating the FUSE file system"))?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(step("fsmount"))
 }
 
@@ -158,9 +169,9 @@ fn carries(number: u32, name: &str) -> bool {
 
 /// The device over the file of that name.
 pub(crate) fn find(name: &str) -> Option<u32> {
-    let numbers = fs::read_dir("/sys/block").ok()?.filter_map(|entry| {
-        entry.ok()?.file_name().to_str()?.strip_prefix("loop")?.parse::<u32>().ok()
-    });
+    let numbers = fs::read_dir("/sys/block")
+        .ok()?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("loop")?.parse::<u32>().ok());
     numbers.into_iter().find(|number| carries(*number, name))
 }
 

@@ -336,9 +336,9 @@ impl Volume {
             if device.is_making() {
                 return Err(Failure { code: Code::InUse, message: "its device is being made".into() });
             }
-            return device.remove(force, devices).map_err(|error| {
-                Failure { code: Code::Failed, message: format!("cannot start a thread: {error}") }
-            });
+            return device
+                .remove(force, devices)
+                .map_err(|error| Failure { code: Code::Failed, message: format!("cannot start a thread: {error}") });
         }
         self.give_back(context.now, force, context.recorder)
     }
@@ -568,7 +568,8 @@ impl Volume {
         if self.formatted == Some(formatted) {
             return Ok(());
         }
-        let busy = || Failure { code: Code::Pending, message: "another change is on its way, or it is not attached".into() };
+        let busy =
+            || Failure { code: Code::Pending, message: "another change is on its way, or it is not attached".into() };
         let client = self.client.as_mut().ok_or_else(busy)?;
         client.set_formatted(now, formatted).map_err(|_| busy())
     }

@@ -119,9 +119,11 @@ pub fn attach(cluster_dir: Option<PathBuf>, options: Attach) -> Result<()> {
     let dir = cluster_dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
     let cluster = Cluster::open(&dir)?;
     let volume = block_on(get(&cluster, &options.volume))?;
-    let directory = options.how.mount.as_ref().map(|directory| {
-        directory.canonicalize().with_context(|| format!("mount at {}", directory.display()))
-    });
+    let directory = options
+        .how
+        .mount
+        .as_ref()
+        .map(|directory| directory.canonicalize().with_context(|| format!("mount at {}", directory.display())));
     let directory = directory.transpose()?;
     let socket = options.how.nbd_socket.as_ref().map(std::path::absolute).transpose()?;
     let status = attach_as(&dir, &volume, socket.clone(), options.take_over, &options.agent)?;

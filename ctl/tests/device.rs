@@ -64,7 +64,8 @@ impl World {
             .filter(|pid| {
                 let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
                 let arguments: Vec<&[u8]> = line.split(|byte| *byte == 0).collect();
-                let ours = arguments.iter().any(|argument| argument.windows(own.len()).any(|part| part == own.as_bytes()));
+                let ours =
+                    arguments.iter().any(|argument| argument.windows(own.len()).any(|part| part == own.as_bytes()));
                 ours && arguments.get(1) == Some(&verb.as_bytes())
             })
             .collect()

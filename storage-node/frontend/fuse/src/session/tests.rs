@@ -159,7 +159,8 @@ fn the_kernel_is_asked_for_what_it_offers_and_no_more() {
     };
     let mut session = session();
     assert!(!session.resends());
-    let offered = (init_flags::HAS_RESEND | init_flags::INIT_EXT | init_flags::BIG_WRITES | 1 << 1) & u64::from(u32::MAX);
+    let offered =
+        (init_flags::HAS_RESEND | init_flags::INIT_EXT | init_flags::BIG_WRITES | 1 << 1) & u64::from(u32::MAX);
     let answer = reply(&mut session, &init(45, offered as u32, (init_flags::HAS_RESEND >> 32) as u32));
     assert!(session.resends());
     let expected = init_flags::HAS_RESEND | init_flags::INIT_EXT | init_flags::BIG_WRITES;

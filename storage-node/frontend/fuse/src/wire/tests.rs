@@ -51,7 +51,9 @@ fn requests_are_read_field_by_field() {
     write.extend_from_slice(b"data");
     assert_eq!(operation(16, &write), Operation::Write { offset: 512, data: Bytes::from_static(b"data") });
     // struct fuse_fallocate_in: fh, offset, length, mode, padding.
-    for (mode, zeroes) in [(3u32, Zeroes::Punch), (0x11, Zeroes::Zero), (0, Zeroes::Unsupported), (8, Zeroes::Unsupported)] {
+    for (mode, zeroes) in
+        [(3u32, Zeroes::Punch), (0x11, Zeroes::Zero), (0, Zeroes::Unsupported), (8, Zeroes::Unsupported)]
+    {
         let body = fields![2u64, 8192u64, 4096u64, mode, 0u32];
         assert_eq!(operation(43, &body), Operation::Allocate { offset: 8192, length: 4096, zeroes });
     }
@@ -122,8 +124,7 @@ fn longer_replies_have_their_fields_where_the_header_file_has_them() {
     assert_eq!(at(&init, 24), 256 << 32 | 1);
     assert_eq!(at(&init, 32) as u32, 0x80);
     // struct fuse_attr: ino 0, size 8, blocks 16, mode 60, nlink 64, blksize 80; 88 bytes.
-    for (reply, base, length) in
-        [(Reply::attributes(1, &attributes), 16, 104), (Reply::entry(1, &attributes), 40, 128)]
+    for (reply, base, length) in [(Reply::attributes(1, &attributes), 16, 104), (Reply::entry(1, &attributes), 40, 128)]
     {
         assert_eq!(reply.header.len(), OUT_HEADER_BYTES + length);
         assert_eq!((&reply.header[..4]).get_u32_le() as usize, reply.header.len());

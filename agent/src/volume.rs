@@ -336,6 +336,8 @@ impl Volume {
             if device.is_making() {
                 return Err(Failure { code: Code::InUse, message: "its device is being made".into() });
             }
+            // A fenced device fails whatever its users do: there is nothing to write out and nobody to wait for.
+            let force = force || self.stage == Stage::Fenced;
             return device
                 .remove(force, devices)
                 .map_err(|error| Failure { code: Code::Failed, message: format!("cannot start a thread: {error}") });

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use holdfast_block::Geometry;
 use holdfast_consensus::Timestamp;
 use holdfast_id::VolumeId;
-use holdfast_protocol::session::{HOLDER_BYTES_MAX, Instance, Reply};
+use holdfast_protocol::session::{Formatted, HOLDER_BYTES_MAX, Instance, Reply};
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
 use holdfast_transport::pki::{Identity, PkiError, Roots};
 use holdfast_transport::{Options, PeerRole, Transport, TransportError, Versions};
@@ -17,10 +19,13 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use crate::clock;
 use crate::config::{AgentConfig, VolumeSpec};
 use crate::control::{self, Code, Command, ControlConnection, Failure, VolumeState, VolumeStatus};
+use crate::device::{self, Device, Devices, KEEPER};
+use crate::keeper_link::{KeeperLinkError, Left};
+use crate::loop_device;
 use crate::peers::{PeerEvent, Peers};
 use crate::record::{Record, RecordError, Recorder};
 use crate::socket::{ServerSocket, SocketError};
-use crate::volume::{CONNECTIONS_MAX, Context, Volume};
+use crate::volume::{CONNECTIONS_MAX, Context, DeviceNote, Volume};
 
 const SHUTDOWN: Token = Token(0);
 const WAKER: Token = Token(1);
@@ -39,6 +44,8 @@ const VOLUMES_MAX: usize = 1024;
 const EVENTS: usize = 256;
 /// What is outstanding at the end may take so long to be answered; it is unanswered for its user otherwise.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
+/// Between two attempts to start a keeper for devices that have none.
+const KEEPER_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -54,15 +61,32 @@ pub enum AgentError {
     Identity(#[from] PkiError),
     #[error(transparent)]
     Transport(#[from] TransportError),
+    #[error(transparent)]
+    Keeper(#[from] KeeperLinkError),
     #[error("the event loop failed")]
     Loop(#[source] io::Error),
     #[error("no randomness: {0}")]
     Random(getrandom::Error),
 }
 
+/// What a volume is lent, while the volume itself is borrowed too.
+macro_rules! lend {
+    ($agent:ident, $now:expr) => {
+        Context {
+            now: $now,
+            peers: &mut $agent.peers,
+            recorder: &$agent.recorder,
+            registry: $agent.poll.registry(),
+            devices: $agent.devices.as_mut(),
+            takes_input: $agent.ends_at.is_none(),
+        }
+    };
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Attached,
+    Formatted(Formatted),
     Gone,
 }
 
@@ -81,6 +105,10 @@ pub struct Agent {
     poll: Poll,
     peers: Peers,
     recorder: Recorder,
+    /// `None` where no volume can be a device.
+    devices: Option<Devices>,
+    /// When a lost keeper is started again.
+    keeper_due: Option<Timestamp>,
     /// Of volumes that are not in `volumes`.
     records: BTreeMap<VolumeId, Record>,
     volumes: BTreeMap<VolumeId, Volume>,
@@ -117,7 +145,7 @@ impl Agent {
         identity.check(PeerRole::Agent, &roots, SystemTime::now())?;
         let poll = Poll::new().map_err(AgentError::Loop)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(AgentError::Loop)?);
-        let (recorder, records) = Recorder::open(&config.state_directory, waker)?;
+        let (recorder, records) = Recorder::open(&config.state_directory, waker.clone())?;
         let mut control = ServerSocket::bind(&config.control_socket)?;
         let mut shutdown = mio::net::UnixStream::from_std({
             shutdown.set_nonblocking(true).map_err(AgentError::Loop)?;
@@ -135,6 +163,8 @@ impl Agent {
             poll,
             peers: Peers::new(transport),
             recorder,
+            devices: config.keeper.map(|keeper| Devices::new(keeper, waker)),
+            keeper_due: None,
             records,
             volumes: BTreeMap::new(),
             by_token: BTreeMap::new(),
@@ -148,10 +178,83 @@ impl Agent {
             _shutdown: shutdown,
             ends_at: None,
         };
+        agent.adopt_devices()?;
         for spec in config.volumes {
             agent.add_volume(clock::now(), spec)?;
         }
         Ok(agent)
+    }
+
+    /// Goes on with the devices that the last agent has left with the keeper, and clears those that nobody can serve.
+    fn adopt_devices(&mut self) -> Result<(), AgentError> {
+        let Some(devices) = &mut self.devices else { return Ok(()) };
+        let left = devices.keeper.take_left()?;
+        devices.watch_keeper(self.poll.registry())?;
+        for (volume, record) in &self.records {
+            if left.iter().all(|left| left.volume != *volume)
+                && let Err(error) = loop_device::remove_leftover(&loop_device::name(*volume, record.epoch))
+            {
+                tracing::error!(%volume, error = error.text(), "a dead device stays behind");
+            }
+        }
+        for left in left {
+            self.adopt_device(left)?;
+        }
+        Ok(())
+    }
+
+    fn adopt_device(&mut self, left: Left) -> Result<(), AgentError> {
+        let volume = left.volume;
+        let recorded = self.records.get(&volume).copied();
+        let note = serde_json::from_value::<DeviceNote>(left.note).ok();
+        let ours = note.filter(|note| note.spec.volume == volume && recorded.is_some_and(|r| r.epoch == note.epoch));
+        let geometry = ours.as_ref().and_then(|note| Geometry::new(note.size_bytes, note.logical_block_bytes));
+        let name = recorded.map(|record| loop_device::name(volume, record.epoch));
+        let number = name.as_deref().and_then(loop_device::find);
+        let (Some(note), Some(geometry)) = (ours, geometry) else {
+            tracing::error!(%volume, "the keeper holds a device of no recorded attachment; it is given up");
+            return self.give_up(volume);
+        };
+        let epoch = note.epoch;
+        self.add_volume(clock::now(), note.spec)?;
+        // Without its loop device it was about to be made, or removed: it is made anew.
+        let Some(number) = number else { return self.give_up(volume) };
+        let adopted = Device::adopt(volume, epoch, number, geometry, left.descriptor).and_then(|device| {
+            let added = self.volumes.get_mut(&volume).expect("it was added a few lines ago");
+            added.adopt(device, geometry, self.poll.registry())
+        });
+        if let Err(error) = adopted {
+            tracing::error!(%volume, %error, "the device of the last agent cannot be served on");
+            return self.give_up(volume);
+        }
+        tracing::info!(%volume, device = %loop_device::path(number).display(), "serves the device of the last agent on");
+        Ok(())
+    }
+
+    fn give_up(&mut self, volume: VolumeId) -> Result<(), AgentError> {
+        let devices = self.devices.as_mut().expect("what is given up came from the keeper");
+        Ok(devices.keeper.drop_entry(volume)?)
+    }
+
+    /// Starts a keeper where the last one ended, and hands it every device.
+    fn restore_keeper(&mut self, now: Timestamp) {
+        let Some(devices) = &mut self.devices else { return };
+        self.keeper_due = None;
+        let mut restore = || -> Result<(), KeeperLinkError> {
+            let mut held = self.volumes.values().filter_map(|volume| Some((volume, volume.device()?))).peekable();
+            if held.peek().is_none() {
+                return Ok(());
+            }
+            devices.ensure_keeper(self.poll.registry())?;
+            for (volume, device) in held {
+                devices.keeper.put(volume.spec.volume, volume.note(), device.fuse().as_fd())?;
+            }
+            Ok(())
+        };
+        if let Err(error) = restore() {
+            tracing::error!(%error, "the devices have no keeper");
+            self.keeper_due = Some(now + KEEPER_RETRY);
+        }
     }
 
     fn serve(mut self) -> Result<(), AgentError> {
@@ -186,7 +289,7 @@ impl Agent {
     fn deadline(&self) -> Option<Timestamp> {
         let volumes = self.volumes.values().filter_map(Volume::deadline);
         let waiters = self.waiters.iter().map(|waiter| waiter.until);
-        volumes.chain(waiters).chain(self.peers.deadline()).chain(self.ends_at).min()
+        volumes.chain(waiters).chain(self.peers.deadline()).chain(self.ends_at).chain(self.keeper_due).min()
     }
 
     fn on_event(&mut self, now: Timestamp, event: &mio::event::Event) {
@@ -195,6 +298,12 @@ impl Agent {
             // What woke it is looked at in every turn.
             WAKER => {}
             CONTROL => self.control_acceptable = true,
+            KEEPER => {
+                if self.devices.as_mut().is_some_and(|devices| devices.keeper.has_ended()) {
+                    tracing::warn!("the keeper has ended");
+                    self.keeper_due = Some(now);
+                }
+            }
             token if self.peers.owns(token) => self.peers.on_ready(event, now),
             Token(token) if token >= VOLUME_FIRST => {
                 let first = token - (token - VOLUME_FIRST) % VOLUME_TOKENS;
@@ -222,6 +331,15 @@ impl Agent {
                 volume.on_recorded(now, recorded);
             }
         }
+        while let Some(done) = self.devices.as_ref().and_then(Devices::poll) {
+            if let Some(volume) = self.volumes.get_mut(&done.volume) {
+                volume.on_device(done.outcome, &mut lend!(self, now));
+                self.dirty.insert(done.volume);
+            }
+        }
+        if self.keeper_due.is_some_and(|due| due <= now) {
+            self.restore_keeper(now);
+        }
         self.take_peer_events(now);
         self.accept_controls();
         self.take_commands(now);
@@ -248,13 +366,7 @@ impl Agent {
     fn pump_dirty(&mut self, now: Timestamp, unfinished: &mut BTreeSet<VolumeId>) {
         while let Some(id) = self.dirty.pop_first() {
             let Some(volume) = self.volumes.get_mut(&id) else { continue };
-            let mut context = Context {
-                now,
-                peers: &mut self.peers,
-                recorder: &self.recorder,
-                registry: self.poll.registry(),
-                takes_input: self.ends_at.is_none(),
-            };
+            let mut context = lend!(self, now);
             if volume.pump(&mut context) {
                 unfinished.insert(id);
             }
@@ -292,19 +404,22 @@ impl Agent {
     fn add_volume(&mut self, now: Timestamp, spec: VolumeSpec) -> Result<(), AgentError> {
         let id = spec.volume;
         spec.check().map_err(|detail| AgentError::Volume { volume: id, detail })?;
+        if spec.device {
+            let detail = match &self.devices {
+                Some(_) => device::check_machine().err(),
+                None => Some("this agent has no keeper, and so no devices".into()),
+            };
+            if let Some(detail) = detail {
+                return Err(AgentError::Volume { volume: id, detail });
+            }
+        }
         if self.volumes.contains_key(&id) || self.volumes.len() >= VOLUMES_MAX {
             let detail = format!("it is there already, or one more than {VOLUMES_MAX} volumes");
             return Err(AgentError::Volume { volume: id, detail });
         }
         let instance = Instance(u128::from_le_bytes(random()?));
         let token = self.token_next;
-        let mut context = Context {
-            now,
-            peers: &mut self.peers,
-            recorder: &self.recorder,
-            registry: self.poll.registry(),
-            takes_input: self.ends_at.is_none(),
-        };
+        let mut context = lend!(self, now);
         let record = self.records.get(&id).copied();
         let volume = Volume::start(spec, &self.holder, record, instance, token, &mut context)?;
         self.records.remove(&id);
@@ -389,10 +504,18 @@ impl Agent {
                 let id = volume.volume;
                 self.attach(now, volume).map(|()| (id, Wanted::Attached, wait_ms))
             }
+            Command::SetFormatted { volume, formatted, wait_ms } => match self.volumes.get_mut(&volume) {
+                Some(attached) => {
+                    self.dirty.insert(volume);
+                    let wanted = Wanted::Formatted(formatted.into());
+                    attached.set_formatted(now, formatted.into()).map(|()| (volume, wanted, wait_ms))
+                }
+                None => Err(Failure { code: Code::NotFound, message: format!("volume {volume} is not attached") }),
+            },
             Command::Detach { volume, force, wait_ms } => match self.volumes.get_mut(&volume) {
                 Some(attached) => {
                     self.dirty.insert(volume);
-                    attached.detach(now, force, &self.recorder).map(|()| (volume, Wanted::Gone, wait_ms))
+                    attached.detach(force, &mut lend!(self, now)).map(|()| (volume, Wanted::Gone, wait_ms))
                 }
                 None => Err(Failure { code: Code::NotFound, message: format!("volume {volume} is not attached") }),
             },
@@ -412,13 +535,16 @@ impl Agent {
     fn attach(&mut self, now: Timestamp, spec: VolumeSpec) -> Result<(), Failure> {
         if let Some(volume) = self.volumes.get(&spec.volume) {
             if volume.attach_outcome().is_none_or(|outcome| outcome.is_ok()) {
-                if volume.spec.nbd_socket == spec.nbd_socket {
+                if volume.spec.nbd_socket == spec.nbd_socket && volume.spec.device == spec.device {
                     return Ok(());
                 }
-                let message = format!("it is served at {}", volume.spec.nbd_socket.display());
+                let message = match &volume.spec.nbd_socket {
+                    Some(path) => format!("it is served at {}", path.display()),
+                    None => "it is served as a device".into(),
+                };
                 return Err(Failure { code: Code::Exists, message });
             }
-            if volume.state() != VolumeState::Refused {
+            if volume.state() != VolumeState::Refused || volume.device().is_some() {
                 let message = format!("it is {:?}: detach it first", volume.state());
                 return Err(Failure { code: Code::Exists, message });
             }
@@ -457,6 +583,13 @@ impl Agent {
                 (Wanted::Attached, None) => {
                     Some(Err(Failure { code: Code::Failed, message: "it was detached meanwhile".into() }))
                 }
+                (Wanted::Formatted(wanted), Some(volume)) => {
+                    (volume.formatted() == Some(wanted)).then_some(Ok(serde_json::Value::Null))
+                }
+                (Wanted::Formatted(_), None) => {
+                    Some(Err(Failure { code: Code::Failed, message: "it was detached meanwhile".into() }))
+                }
+                (Wanted::Gone, Some(volume)) if volume.detach_refusal().is_some() => volume.detach_refusal().map(Err),
                 (Wanted::Gone, None) => Some(Ok(serde_json::Value::Null)),
                 (Wanted::Gone, Some(volume)) => match volume.attach_outcome() {
                     Some(Err(failure)) if volume.state() != VolumeState::Detaching => Some(Err(failure)),

@@ -21,7 +21,18 @@ pub struct AgentConfig {
     /// Where attachments are remembered; one agent at a time.
     pub state_directory: PathBuf,
     pub control_socket: PathBuf,
+    /// `None` refuses every volume that asks for a device.
+    pub keeper: Option<KeeperConfig>,
     pub volumes: Vec<VolumeSpec>,
+}
+
+/// The process that keeps devices alive while no agent runs; started where it does not.
+#[derive(Clone, Debug)]
+pub struct KeeperConfig {
+    /// One per agent: what a keeper holds belongs to one agent and its successors.
+    pub socket: PathBuf,
+    /// Is run as `PROGRAM keeper --socket SOCKET`.
+    pub program: PathBuf,
 }
 
 /// PEM files; see `holdfast_transport::pki`.
@@ -41,7 +52,12 @@ pub struct VolumeSpec {
     /// What to do where nothing is recorded; a recorded epoch is resumed whatever stands here.
     #[serde(default)]
     pub mode: AttachMode,
-    pub nbd_socket: PathBuf,
+    /// Serve it over NBD on this Unix socket. Either this or `device`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nbd_socket: Option<PathBuf>,
+    /// Serve it as a loop device of this machine, which outlives the agent.
+    #[serde(default)]
+    pub device: bool,
     /// Fail a request that has waited so long; without it requests wait for ever.
     #[serde(default)]
     pub unavailable_after_ms: Option<u64>,
@@ -125,10 +141,12 @@ impl VolumeSpec {
                 return Err(format!("node {} stands there twice", entry.node));
             }
         }
-        if !self.nbd_socket.is_absolute() {
-            return Err(format!("the socket path {} is not absolute", self.nbd_socket.display()));
+        match &self.nbd_socket {
+            None if !self.device => Err("it is to be served neither on a socket nor as a device".into()),
+            Some(_) if self.device => Err("it is served on a socket or as a device, not both".into()),
+            Some(path) if !path.is_absolute() => Err(format!("the socket path {} is not absolute", path.display())),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }
 

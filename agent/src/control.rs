@@ -2,6 +2,7 @@
 //!
 //! `{"version":1,"command":"attach","volume":{...},"wait_ms":30000}` answers once the device is served or cannot be;
 //! `{"version":1,"command":"detach","volume":"<id>","force":false,"wait_ms":30000}` once the volume is free;
+//! `{"version":1,"command":"set-formatted","volume":"<id>","formatted":"formatting"}` once a quorum has recorded it;
 //! `{"version":1,"command":"status"}` and `{"version":1,"command":"shutdown"}` at once. An answer is
 //! `{"version":1,"result":...}` or `{"version":1,"error":{"code":"...","message":"..."}}`. A command that is not
 //! through after `wait_ms` goes on; the answer is then the error `pending`.
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use holdfast_consensus::Timestamp;
 use holdfast_id::{NodeId, VolumeId};
+use holdfast_protocol::session::Formatted;
 use mio::net::UnixStream;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,13 @@ pub(crate) enum Command {
         #[serde(default = "wait_default")]
         wait_ms: u64,
     },
+    /// Records in the volume whether it carries a file system; the answer comes once a quorum has it.
+    SetFormatted {
+        volume: VolumeId,
+        formatted: FormattedState,
+        #[serde(default = "wait_default")]
+        wait_ms: u64,
+    },
     Status {},
     Shutdown {},
 }
@@ -62,7 +71,7 @@ pub(crate) enum Code {
     ShuttingDown,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Failure {
     pub code: Code,
     pub message: String,
@@ -82,6 +91,36 @@ pub enum VolumeState {
     Refused,
     /// This machine could not do its part.
     Failed,
+}
+
+/// [`Formatted`] in the words of this socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FormattedState {
+    None,
+    /// A file system is being made; what is there is not one yet.
+    Formatting,
+    Formatted,
+}
+
+impl From<FormattedState> for Formatted {
+    fn from(state: FormattedState) -> Formatted {
+        match state {
+            FormattedState::None => Formatted::None,
+            FormattedState::Formatting => Formatted::Formatting,
+            FormattedState::Formatted => Formatted::Formatted,
+        }
+    }
+}
+
+impl From<Formatted> for FormattedState {
+    fn from(formatted: Formatted) -> FormattedState {
+        match formatted {
+            Formatted::None => FormattedState::None,
+            Formatted::Formatting => FormattedState::Formatting,
+            Formatted::Formatted => FormattedState::Formatted,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,7 +150,11 @@ pub struct VolumeStatus {
     /// Clients of the device.
     pub connections: usize,
     pub size_bytes: Option<u64>,
-    pub nbd_socket: PathBuf,
+    pub nbd_socket: Option<PathBuf>,
+    /// The loop device, once it is there.
+    pub device: Option<PathBuf>,
+    /// Known once the epoch is ours.
+    pub formatted: Option<FormattedState>,
     pub nodes: Vec<NodeStatus>,
 }
 

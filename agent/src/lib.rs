@@ -1,4 +1,5 @@
-//! The attach agent: holds this machine's attachments and serves each as a device over NBD on a Unix socket.
+//! The attach agent: holds this machine's attachments and serves each over NBD on a Unix socket, or as a loop device
+//! over a FUSE file. Beside it the [`Keeper`], another process, lets such a device outlive the agent.
 //!
 //! It composes what decides elsewhere: a [`holdfast_client::Client`] per volume, one [`holdfast_transport`] to the
 //! nodes, a [`holdfast_nbd::Session`] per connection of a user, on one thread with one `mio::Poll`. It decides no more
@@ -18,15 +19,23 @@ mod agent;
 mod clock;
 mod config;
 mod control;
+mod device;
 mod gap;
+mod keeper;
+mod keeper_link;
+mod loop_device;
 mod nbd;
+mod packet;
 mod peers;
 mod record;
 mod socket;
+mod sys;
 mod volume;
 
 pub use agent::{Agent, AgentError};
-pub use config::{Address, AgentConfig, AttachMode, IdentityPaths, NodeAddress, VolumeSpec};
-pub use control::{CONTROL_VERSION, NodeStatus, VolumeState, VolumeStatus};
+pub use config::{Address, AgentConfig, AttachMode, IdentityPaths, KeeperConfig, NodeAddress, VolumeSpec};
+pub use control::{CONTROL_VERSION, FormattedState, NodeStatus, VolumeState, VolumeStatus};
+pub use keeper::{Keeper, KeeperError};
+pub use keeper_link::KeeperLinkError;
 pub use record::RecordError;
 pub use socket::SocketError;

@@ -62,7 +62,7 @@ impl Drop for ServerSocket {
 
 /// The socket is never open to others, not even between its making and a change of its mode.
 #[allow(unsafe_code)]
-fn with_owner_only_umask<T>(make: impl FnOnce() -> T) -> T {
+pub(crate) fn with_owner_only_umask<T>(make: impl FnOnce() -> T) -> T {
     // SAFETY: umask only sets a number of this process. The recording thread names its files' modes itself, and
     // none wider than this.
     let before = unsafe { libc::umask(0o177) };

@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_block::{Completion, Geometry, Operation, RequestId};
+use holdfast_block::{Completion, Error, Geometry, Operation, Request, RequestId};
 use holdfast_client::{Client, ClientEffect, ClientOptions, Mode, Phase};
 use holdfast_consensus::Timestamp;
 use holdfast_id::NodeId;
 use holdfast_nbd::Export;
-use holdfast_protocol::session::{Epoch, Instance, Refusal, Reply};
+use holdfast_protocol::session::{Epoch, Formatted, Instance, Refusal, Reply};
 use mio::{Interest, Registry, Token};
+use serde::{Deserialize, Serialize};
 
 use crate::config::{AttachMode, VolumeSpec};
 use crate::control::{Code, Failure, VolumeState, VolumeStatus};
+use crate::device::{self, Device, Devices, Outcome};
 use crate::gap::Gap;
+use crate::loop_device::DeviceError;
 use crate::nbd::{NbdConnection, Turn};
 use crate::peers::Peers;
 use crate::record::{Record, Recorded, Recorder};
@@ -22,6 +25,10 @@ use crate::socket::{ServerSocket, SocketError};
 pub(crate) const CONNECTIONS_MAX: usize = 64;
 /// Data of requests that the volume has not answered; no more requests are taken above it. Sixty-four of the longest.
 const BYTES_OUTSTANDING_MAX: u64 = 64 << 20;
+/// Requests read from one device before other volumes have their turn.
+const DEVICE_TURNS_MAX: usize = 64;
+/// The device's own slot; a volume with a device has no socket.
+const DEVICE_SLOT: usize = 0;
 
 /// What the driver of a volume lends it.
 pub(crate) struct Context<'a> {
@@ -29,6 +36,8 @@ pub(crate) struct Context<'a> {
     pub peers: &'a mut Peers,
     pub recorder: &'a Recorder,
     pub registry: &'a Registry,
+    /// `None` where this agent has no devices.
+    pub devices: Option<&'a mut Devices>,
     /// False while the agent ends: nothing new is taken.
     pub takes_input: bool,
 }
@@ -45,6 +54,17 @@ enum Stage {
     /// The record is about to go, then the volume does.
     Forgetting,
     Gone,
+}
+
+/// What the keeper holds beside a device's descriptor: all that the next agent needs to serve it on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeviceNote {
+    pub epoch: u64,
+    /// As it was when the device was made.
+    pub size_bytes: u64,
+    pub logical_block_bytes: u32,
+    pub spec: VolumeSpec,
 }
 
 /// Where a completion goes.
@@ -76,6 +96,12 @@ pub(crate) struct Volume {
     turn: usize,
     geometry: Option<Geometry>,
     gap: Gap,
+    device: Option<Device>,
+    /// Why there is no device, and will be none until the volume is detached.
+    device_failure: Option<String>,
+    /// Why the last command to detach was not followed.
+    detach_refusal: Option<Failure>,
+    formatted: Option<Formatted>,
 }
 
 impl Volume {
@@ -112,15 +138,21 @@ impl Volume {
             turn: 0,
             geometry: None,
             gap: Gap::default(),
+            device: None,
+            device_failure: None,
+            detach_refusal: None,
+            formatted: None,
             spec,
         };
         if fenced {
             return Ok(volume);
         }
-        let mut socket = ServerSocket::bind(&volume.spec.nbd_socket)?;
-        let registered = context.registry.register(&mut socket.listener, Token(token_base), Interest::READABLE);
-        registered.map_err(|source| SocketError::Io { path: volume.spec.nbd_socket.clone(), source })?;
-        volume.socket = Some(socket);
+        if let Some(path) = &volume.spec.nbd_socket {
+            let mut socket = ServerSocket::bind(path)?;
+            let registered = context.registry.register(&mut socket.listener, Token(token_base), Interest::READABLE);
+            registered.map_err(|source| SocketError::Io { path: path.clone(), source })?;
+            volume.socket = Some(socket);
+        }
         let nodes: Vec<NodeId> = volume.spec.nodes.iter().map(|entry| entry.node).collect();
         let mut options = ClientOptions::new(volume.spec.volume, nodes, holder.to_owned(), instance, mode);
         options.unavailable_after = volume.spec.unavailable_after_ms.map(std::time::Duration::from_millis);
@@ -151,11 +183,14 @@ impl Volume {
 
     pub fn state(&self) -> VolumeState {
         match self.stage {
-            Stage::Fenced => VolumeState::Fenced,
             Stage::Refused => VolumeState::Refused,
             Stage::Failed => VolumeState::Failed,
             Stage::Forgetting | Stage::Gone => VolumeState::Detaching,
+            _ if self.device.as_ref().is_some_and(Device::is_removing) => VolumeState::Detaching,
+            Stage::Fenced => VolumeState::Fenced,
             Stage::Opening | Stage::Recording | Stage::Serving if self.detaching => VolumeState::Detaching,
+            Stage::Serving if self.device_failure.is_some() => VolumeState::Failed,
+            Stage::Serving if self.spec.device && self.device_path().is_none() => VolumeState::Attaching,
             Stage::Opening | Stage::Recording => VolumeState::Attaching,
             Stage::Serving => VolumeState::Attached,
         }
@@ -165,7 +200,7 @@ impl Volume {
         let client = self.client.as_ref().map(Client::status);
         let nodes: Vec<_> = self.spec.nodes.iter().map(|entry| peers.status(entry)).collect();
         let waiting = client.as_ref().and_then(|client| client.waiting_since).map(|since| now.since(since));
-        let reason = self.reason.clone().or_else(|| {
+        let reason = self.reason.clone().or_else(|| self.device_failure.clone()).or_else(|| {
             let client = client.as_ref()?;
             if matches!(client.phase, Phase::Opening | Phase::Serving | Phase::Detaching) {
                 if nodes.iter().all(|node| !node.connected) {
@@ -193,6 +228,8 @@ impl Volume {
             connections: self.connections.len(),
             size_bytes: self.geometry.map(|geometry| geometry.size_bytes),
             nbd_socket: self.spec.nbd_socket.clone(),
+            device: self.device_path(),
+            formatted: self.formatted.map(Into::into),
             nodes,
         }
     }
@@ -200,7 +237,8 @@ impl Volume {
     /// Why it is not attached, as an answer to whoever wanted it to be; `None` while that is open.
     pub fn attach_outcome(&self) -> Option<Result<(), Failure>> {
         let failed = |code| {
-            let message = self.reason.clone().unwrap_or_else(|| "it is being detached".into());
+            let reason = self.reason.clone().or_else(|| self.device_failure.clone());
+            let message = reason.unwrap_or_else(|| "it is being detached".into());
             Some(Err(Failure { code, message }))
         };
         match self.state() {
@@ -245,6 +283,9 @@ impl Volume {
     pub fn on_ready(&mut self, slot: usize, event: &mio::event::Event) {
         if slot == 0 {
             self.acceptable = true;
+            if let Some(device) = &mut self.device {
+                device.on_ready();
+            }
         } else if let Some(connection) = self.connections.get_mut(&slot) {
             connection.on_ready(event);
         }
@@ -287,7 +328,24 @@ impl Volume {
     }
 
     /// Gives the epoch back, or lets go of what has none. Refused while a client uses the device, unless `force`.
-    pub fn detach(&mut self, now: Timestamp, force: bool, recorder: &Recorder) -> Result<(), Failure> {
+    ///
+    /// A device goes first; [`Volume::on_device`] goes on after it.
+    pub fn detach(&mut self, force: bool, context: &mut Context<'_>) -> Result<(), Failure> {
+        self.detach_refusal = None;
+        if let (Some(device), Some(devices)) = (&mut self.device, context.devices.as_deref_mut()) {
+            if device.is_making() {
+                return Err(Failure { code: Code::InUse, message: "its device is being made".into() });
+            }
+            // A fenced device fails whatever its users do: there is nothing to write out and nobody to wait for.
+            let force = force || self.stage == Stage::Fenced;
+            return device
+                .remove(force, devices)
+                .map_err(|error| Failure { code: Code::Failed, message: format!("cannot start a thread: {error}") });
+        }
+        self.give_back(context.now, force, context.recorder)
+    }
+
+    fn give_back(&mut self, now: Timestamp, force: bool, recorder: &Recorder) -> Result<(), Failure> {
         let users = self.connections.values().filter(|connection| connection.session.is_transmitting()).count();
         match self.stage {
             Stage::Opening | Stage::Recording | Stage::Serving if users > 0 && !force => {
@@ -310,11 +368,15 @@ impl Volume {
     pub fn pump(&mut self, context: &mut Context<'_>) -> bool {
         loop {
             let mut progress = self.run_effects(context);
+            if self.wants_device() && context.takes_input {
+                self.start_device(context);
+            }
             // An effect may just have opened the device to those who wait at its door.
             if context.takes_input && self.stage == Stage::Serving {
                 self.accept(context);
             }
-            let mut more = false;
+            let (read, mut more) = self.serve_device(context);
+            progress |= read;
             let now = context.now;
             self.connections.retain(|_, connection| match connection.turn(now, context.takes_input) {
                 Turn::Waits => true,
@@ -380,33 +442,209 @@ impl Volume {
 
     /// Moves requests from the sessions to the client, one connection after the other; true where there was any.
     fn submit(&mut self, now: Timestamp) -> bool {
-        let Some(client) = &mut self.client else { return false };
         let mut any = false;
         let mut idle = 0;
-        while idle < self.connections.len() && client.can_submit() && self.bytes_outstanding < BYTES_OUTSTANDING_MAX {
+        while idle < self.connections.len()
+            && self.client.as_ref().is_some_and(Client::can_submit)
+            && self.bytes_outstanding < BYTES_OUTSTANDING_MAX
+        {
             let next = self.connections.range_mut(self.turn + 1..).next().map(|(slot, _)| *slot);
             let slot = next.or_else(|| self.connections.keys().next().copied()).unwrap_or_default();
             self.turn = slot;
             let Some(connection) = self.connections.get_mut(&slot) else { break };
-            let Some(mut request) = connection.session.poll_request() else {
+            let Some(request) = connection.session.poll_request() else {
                 idle += 1;
                 continue;
             };
             (idle, any) = (0, true);
-            let bytes = match &request.operation {
-                Operation::Read { length, .. } => u64::from(*length),
-                Operation::Write { data, .. } => data.len() as u64,
-                Operation::WriteZeroes { .. } | Operation::Discard { .. } | Operation::Flush => 0,
-            };
-            self.route_next += 1;
-            let route = Route { slot, serial: connection.serial, id: request.id, bytes };
-            self.routes.insert(self.route_next, route);
-            self.bytes_outstanding += bytes;
-            self.gap.on_submit(now);
-            request.id = RequestId(self.route_next);
-            client.submit(now, request);
+            let serial = connection.serial;
+            self.forward(now, slot, serial, request);
         }
         any
+    }
+
+    /// Where the volume is to be a device and is ready for it.
+    fn wants_device(&self) -> bool {
+        let ready = self.stage == Stage::Serving && !self.detaching;
+        self.spec.device && ready && self.device.is_none() && self.device_failure.is_none()
+    }
+
+    fn start_device(&mut self, context: &mut Context<'_>) {
+        let geometry = self.geometry.expect("a volume is served once its geometry is known");
+        let epoch = self.record.expect("a volume is served once its epoch is recorded").epoch;
+        let Some(devices) = context.devices.as_deref_mut() else {
+            self.device_failure = Some("this agent has no keeper, and so no devices".into());
+            return;
+        };
+        let note = self.note();
+        let watch = (context.registry, Token(self.token_base));
+        let started = Device::start(self.spec.volume, epoch, geometry, note, devices, watch);
+        match started {
+            Ok(device) => self.device = Some(device),
+            Err(error) => {
+                tracing::error!(volume = %self.spec.volume, error = error.text(), "the device cannot be made");
+                self.device_failure = Some(error.text());
+                self.keeper_forgets(context);
+            }
+        }
+    }
+
+    /// For the next agent.
+    pub fn note(&self) -> serde_json::Value {
+        let geometry = self.geometry.expect("a volume with a device has a geometry");
+        let note = DeviceNote {
+            epoch: self.record.expect("a volume with a device has a record").epoch,
+            size_bytes: geometry.size_bytes,
+            logical_block_bytes: geometry.logical_block_bytes,
+            spec: self.spec.clone(),
+        };
+        serde_json::to_value(note).expect("a note has text keys")
+    }
+
+    pub fn device(&self) -> Option<&Device> {
+        self.device.as_ref()
+    }
+
+    fn device_path(&self) -> Option<std::path::PathBuf> {
+        self.device.as_ref().and_then(Device::path)
+    }
+
+    /// Serves what an earlier agent has left.
+    pub fn adopt(&mut self, device: Device, geometry: Geometry, registry: &Registry) -> std::io::Result<()> {
+        device.register(registry, Token(self.token_base))?;
+        self.geometry = Some(geometry);
+        self.device = Some(device);
+        Ok(())
+    }
+
+    pub fn detach_refusal(&self) -> Option<Failure> {
+        self.detach_refusal.clone()
+    }
+
+    /// A thread has made the device, or ended it.
+    pub fn on_device(&mut self, outcome: Outcome, context: &mut Context<'_>) {
+        let Some(device) = &mut self.device else { return };
+        match outcome {
+            Outcome::Made(Ok(number)) => {
+                device.on_made(number);
+                let path = crate::loop_device::path(number);
+                tracing::info!(volume = %self.spec.volume, device = %path.display(), "the device is there");
+            }
+            Outcome::Made(Err(error)) => {
+                tracing::error!(volume = %self.spec.volume, error = error.text(), "the device cannot be made");
+                self.device_failure = Some(error.text());
+                self.drop_device(context);
+            }
+            Outcome::Removed(Ok(())) => {
+                self.drop_device(context);
+                // Nobody can use it any more, so nobody is in the way.
+                if let Err(failure) = self.give_back(context.now, true, context.recorder) {
+                    self.detach_refusal = Some(failure);
+                }
+            }
+            Outcome::Removed(Err(error)) => {
+                device.on_kept();
+                let code = if matches!(error, DeviceError::InUse(_)) { Code::InUse } else { Code::Failed };
+                self.detach_refusal = Some(Failure { code, message: error.text() });
+            }
+        }
+    }
+
+    /// Closes the descriptor here and at the keeper, which ends the file system.
+    fn drop_device(&mut self, context: &mut Context<'_>) {
+        if let Some(device) = self.device.take() {
+            device.deregister(context.registry);
+        }
+        self.keeper_forgets(context);
+    }
+
+    fn keeper_forgets(&self, context: &mut Context<'_>) {
+        if let Some(devices) = context.devices.as_deref_mut()
+            && let Err(error) = devices.keeper.drop_entry(self.spec.volume)
+        {
+            tracing::warn!(volume = %self.spec.volume, %error, "the keeper does not let go of a device");
+        }
+    }
+
+    pub fn set_formatted(&mut self, now: Timestamp, formatted: Formatted) -> Result<(), Failure> {
+        if self.formatted == Some(formatted) {
+            return Ok(());
+        }
+        let busy =
+            || Failure { code: Code::Pending, message: "another change is on its way, or it is not attached".into() };
+        let client = self.client.as_mut().ok_or_else(busy)?;
+        client.set_formatted(now, formatted).map_err(|_| busy())
+    }
+
+    pub fn formatted(&self) -> Option<Formatted> {
+        self.formatted
+    }
+
+    /// Moves requests from the kernel to the client. Returns whether there were any, and whether there are more.
+    fn serve_device(&mut self, context: &mut Context<'_>) -> (bool, bool) {
+        // Before the session is open a straggler of the last one could still land.
+        if !context.takes_input || !matches!(self.stage, Stage::Serving | Stage::Fenced) {
+            return (false, false);
+        }
+        let mut any = false;
+        for _ in 0..DEVICE_TURNS_MAX {
+            any |= self.submit_pending(context.now);
+            let (Some(device), Some(devices)) = (&mut self.device, context.devices.as_deref_mut()) else {
+                return (any, false);
+            };
+            if !device.pending.is_empty() {
+                return (any, false);
+            }
+            match device.turn(devices) {
+                device::Turn::Progress => any = true,
+                device::Turn::Waits => return (any, false),
+                device::Turn::Ended(reason) => {
+                    tracing::error!(volume = %self.spec.volume, %reason, "the device has ended");
+                    self.device_failure = Some(reason);
+                    self.drop_device(context);
+                    return (true, false);
+                }
+            }
+        }
+        (any, true)
+    }
+
+    /// As far as the client's window goes; true where anything went.
+    fn submit_pending(&mut self, now: Timestamp) -> bool {
+        let mut any = false;
+        while let Some(device) = &mut self.device
+            && !device.pending.is_empty()
+        {
+            let Some(client) = &mut self.client else {
+                // Fenced before this process began.
+                let request = device.pending.pop_front().expect("it is not empty");
+                device.on_completion(Completion { id: request.id, result: Err(Error::Fenced) });
+                any = true;
+                continue;
+            };
+            if !client.can_submit() || self.bytes_outstanding >= BYTES_OUTSTANDING_MAX {
+                break;
+            }
+            let request = device.pending.pop_front().expect("it is not empty");
+            self.forward(now, DEVICE_SLOT, 0, request);
+            any = true;
+        }
+        any
+    }
+
+    fn forward(&mut self, now: Timestamp, slot: usize, serial: u64, mut request: Request) {
+        let client = self.client.as_mut().expect("whoever forwards has looked");
+        let bytes = match &request.operation {
+            Operation::Read { length, .. } => u64::from(*length),
+            Operation::Write { data, .. } => data.len() as u64,
+            Operation::WriteZeroes { .. } | Operation::Discard { .. } | Operation::Flush => 0,
+        };
+        self.route_next += 1;
+        self.routes.insert(self.route_next, Route { slot, serial, id: request.id, bytes });
+        self.bytes_outstanding += bytes;
+        self.gap.on_submit(now);
+        request.id = RequestId(self.route_next);
+        client.submit(now, request);
     }
 
     fn run_effects(&mut self, context: &mut Context<'_>) -> bool {
@@ -417,7 +655,10 @@ impl Volume {
             match effect {
                 ClientEffect::Send { to, request } => context.peers.send(context.now, to, &request),
                 ClientEffect::Complete(completion) => self.on_complete(context.now, completion),
-                ClientEffect::Attached { epoch, geometry, .. } => self.on_attached(epoch, geometry, context.recorder),
+                ClientEffect::Attached { epoch, geometry, formatted, .. } => {
+                    self.formatted = Some(formatted);
+                    self.on_attached(epoch, geometry, context.recorder);
+                }
                 ClientEffect::Refused(Refusal::Stale { epoch }) => {
                     self.record = self.record.or(Some(Record { epoch: epoch.0, fenced: false }));
                     self.on_fenced(Refusal::Stale { epoch }.to_string(), context.recorder);
@@ -441,8 +682,11 @@ impl Volume {
                 ClientEffect::Resized(geometry) => {
                     self.geometry = Some(geometry);
                     self.connections.values_mut().for_each(|connection| connection.session.on_resized(geometry));
+                    if let Some(device) = &mut self.device {
+                        device.on_resized(geometry);
+                    }
                 }
-                ClientEffect::FormattedSet(_) => {}
+                ClientEffect::FormattedSet(formatted) => self.formatted = Some(formatted),
             }
         }
         any
@@ -452,6 +696,12 @@ impl Volume {
         let route = self.routes.remove(&completion.id.0).expect("the client completes what was submitted, once");
         self.bytes_outstanding -= route.bytes;
         self.gap.on_complete(now);
+        if route.slot == DEVICE_SLOT {
+            if let Some(device) = &mut self.device {
+                device.on_completion(Completion { id: route.id, result: completion.result });
+            }
+            return;
+        }
         // The connection may be gone, and another one in its slot.
         if let Some(connection) = self.connections.get_mut(&route.slot)
             && connection.serial == route.serial
@@ -462,6 +712,11 @@ impl Volume {
 
     fn on_attached(&mut self, epoch: Epoch, geometry: Geometry, recorder: &Recorder) {
         tracing::info!(volume = %self.spec.volume, epoch = epoch.0, size_bytes = geometry.size_bytes, "attached");
+        if let Some(device) = &mut self.device
+            && self.geometry.is_none_or(|known| known != geometry)
+        {
+            device.on_resized(geometry);
+        }
         self.geometry = Some(geometry);
         if self.detaching {
             return;

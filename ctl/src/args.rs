@@ -43,11 +43,13 @@ pub enum Verb {
     StorageNode(StorageNode),
     /// Run the attach agent of this machine
     Agent(Agent),
+    /// Hold the devices of an agent while it is away; the agent starts it
+    Keeper(Keeper),
 }
 
 impl Verb {
     pub fn is_daemon(&self) -> bool {
-        matches!(self, Verb::StorageNode(_) | Verb::Agent(_) | Verb::Dev(Dev::Up(_)))
+        matches!(self, Verb::StorageNode(_) | Verb::Agent(_) | Verb::Keeper(_) | Verb::Dev(Dev::Up(_)))
     }
 }
 
@@ -156,9 +158,11 @@ pub enum Volume {
 #[derive(Args)]
 pub struct Attach {
     pub volume: String,
-    /// Serve it as an NBD device on this Unix socket
-    #[arg(long, value_name = "PATH")]
-    pub nbd_socket: PathBuf,
+    #[command(flatten)]
+    pub how: AttachHow,
+    /// The file system to make on a volume that has none
+    #[arg(long, value_name = "TYPE", requires = "mount")]
+    pub fs: Option<FileSystem>,
     /// Fence whoever holds it now
     #[arg(long)]
     pub take_over: bool,
@@ -167,6 +171,42 @@ pub struct Attach {
     pub agent: String,
     #[command(flatten)]
     pub format: Format,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+pub struct AttachHow {
+    /// Serve it as an NBD device on this Unix socket
+    #[arg(long, value_name = "PATH")]
+    pub nbd_socket: Option<PathBuf>,
+    /// Make it a block device of this machine, and print which; needs root
+    #[arg(long)]
+    pub device: bool,
+    /// Mount it at this directory, with a file system made where it has none; needs root
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum FileSystem {
+    Ext4,
+    Xfs,
+}
+
+impl FileSystem {
+    pub fn name(self) -> &'static str {
+        match self {
+            FileSystem::Ext4 => "ext4",
+            FileSystem::Xfs => "xfs",
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct Keeper {
+    /// Where the agent finds it
+    #[arg(long)]
+    pub socket: PathBuf,
 }
 
 #[derive(Args)]
@@ -266,6 +306,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_volume_is_attached_in_exactly_one_way() {
+        let parse = |ways: &[&str]| Arguments::try_parse_from([&["holdfast", "attach", "v"], ways].concat()).is_ok();
+        assert!(parse(&["--device"]) && parse(&["--nbd-socket", "/s"]) && parse(&["--mount", "/m", "--fs", "xfs"]));
+        assert!(!parse(&[]) && !parse(&["--device", "--mount", "/m"]) && !parse(&["--device", "--fs", "xfs"]));
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod args;
 mod client;
 mod demo;
 mod dev;
+mod device;
 mod disk;
 mod nbd_client;
 mod node;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Verb::Volume(verb) => volume::run(arguments.cluster, verb),
         Verb::Explain(options) => show::explain(arguments.cluster, options),
         Verb::Agent(options) => volume::agent(options),
+        Verb::Keeper(options) => volume::keeper(options),
         Verb::Attach(options) => volume::attach(arguments.cluster, options),
         Verb::Detach(options) => volume::detach(arguments.cluster, options),
     };

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,13 +11,14 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use holdfast_agent::{AgentConfig, AttachMode, CONTROL_VERSION, IdentityPaths, NodeAddress, VolumeSpec};
+use holdfast_agent::{AgentConfig, AttachMode, CONTROL_VERSION, IdentityPaths, KeeperConfig, NodeAddress, VolumeSpec};
 use holdfast_api::v1;
 use serde_json::{Value, json};
 
-use crate::args::{Agent, Attach, Detach, Volume};
+use crate::args::{Agent, Attach, Detach, Keeper, Volume};
 use crate::client::{Cluster, block_on};
 use crate::dev::{found, layout::ClusterFile};
+use crate::device;
 use crate::show;
 
 /// For an agent that was just started to listen.
@@ -117,15 +119,46 @@ pub fn attach(cluster_dir: Option<PathBuf>, options: Attach) -> Result<()> {
     let dir = cluster_dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
     let cluster = Cluster::open(&dir)?;
     let volume = block_on(get(&cluster, &options.volume))?;
-    let status = attach_to(&dir, &volume, &options.nbd_socket, options.take_over, &options.agent)?;
+    let directory = options
+        .how
+        .mount
+        .as_ref()
+        .map(|directory| directory.canonicalize().with_context(|| format!("mount at {}", directory.display())));
+    let directory = directory.transpose()?;
+    let socket = options.how.nbd_socket.as_ref().map(std::path::absolute).transpose()?;
+    let status = attach_as(&dir, &volume, socket.clone(), options.take_over, &options.agent)?;
+    let shown = socket.map_or_else(|| device::device_of(&status), Ok)?;
+    if let Some(directory) = &directory {
+        let call = |command| call_agent(&dir, &options.agent, command);
+        // Noted first: what is mounted must be found again by `detach`, whatever comes between.
+        let note = mount_note(&dir, &options.agent, &volume.volume_id);
+        std::fs::write(&note, directory.as_os_str().as_encoded_bytes()).context("note the mount")?;
+        device::mount(&status, directory, options.fs, call)?;
+    }
     if options.format.json {
         return show::print_json(&status);
     }
-    println!("{}", options.nbd_socket.display());
+    println!("{}", shown.display());
     Ok(())
 }
 
+/// Holds the directory at which `attach --mount` has mounted a volume.
+fn mount_note(cluster_dir: &Path, agent: &str, volume: &str) -> PathBuf {
+    agent_dir(cluster_dir, agent).join(format!("{volume}.mount"))
+}
+
 pub fn attach_to(dir: &Path, volume: &v1::Volume, nbd_socket: &Path, take_over: bool, agent: &str) -> Result<Value> {
+    attach_as(dir, volume, Some(std::path::absolute(nbd_socket)?), take_over, agent)
+}
+
+/// On the socket, or as a device where there is none.
+fn attach_as(
+    dir: &Path,
+    volume: &v1::Volume,
+    nbd_socket: Option<PathBuf>,
+    take_over: bool,
+    agent: &str,
+) -> Result<Value> {
     ensure_agent(dir, agent)?;
     let mut nodes = Vec::new();
     for replica in &volume.replicas {
@@ -135,7 +168,8 @@ pub fn attach_to(dir: &Path, volume: &v1::Volume, nbd_socket: &Path, take_over: 
         volume: volume.volume_id.parse()?,
         nodes,
         mode: if take_over { AttachMode::TakeOver } else { AttachMode::Attach },
-        nbd_socket: std::path::absolute(nbd_socket)?,
+        device: nbd_socket.is_none(),
+        nbd_socket,
         unavailable_after_ms: None,
     };
     call_agent(dir, agent, json!({ "command": "attach", "volume": spec }))
@@ -145,6 +179,17 @@ pub fn detach(cluster_dir: Option<PathBuf>, options: Detach) -> Result<()> {
     let dir = cluster_dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
     let cluster = Cluster::open(&dir)?;
     let volume = block_on(get(&cluster, &options.volume))?;
+    let note = mount_note(&dir, &options.agent, &volume.volume_id);
+    if let Ok(directory) = std::fs::read(&note) {
+        let status = call_agent(&dir, &options.agent, json!({ "command": "status" }))?;
+        let volumes = status["volumes"].as_array().map(Vec::as_slice).unwrap_or_default();
+        if let Some(status) = volumes.iter().find(|status| status["volume"] == volume.volume_id.as_str())
+            && let Ok(device) = device::device_of(status)
+        {
+            device::unmount(&device, Path::new(std::ffi::OsStr::from_bytes(&directory)))?;
+        }
+        std::fs::remove_file(&note).context("forget the mount")?;
+    }
     let command = json!({ "command": "detach", "volume": volume.volume_id, "force": options.force });
     call_agent(&dir, &options.agent, command)?;
     println!("detached");
@@ -202,6 +247,11 @@ fn ensure_agent(dir: &Path, agent: &str) -> Result<()> {
     Ok(())
 }
 
+/// Holds devices for an agent that is away; ends by itself.
+pub fn keeper(options: Keeper) -> Result<()> {
+    holdfast_agent::Keeper::run(&options.socket).context("the keeper")
+}
+
 /// The write end of the pipe that ends the agent; a signal handler may do no more than write to it.
 static SHUTDOWN: AtomicI32 = AtomicI32::new(-1);
 
@@ -226,6 +276,10 @@ pub fn agent(options: Agent) -> Result<()> {
         holder: options.holder.clone(),
         cluster: None,
         control_socket: options.dir.join("control.sock"),
+        keeper: Some(KeeperConfig {
+            socket: options.dir.join("keeper.sock"),
+            program: std::env::current_exe().context("this program's own path")?,
+        }),
         state_directory: options.dir,
         volumes: Vec::new(),
     };

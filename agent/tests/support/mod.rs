@@ -37,6 +37,7 @@ impl Host {
             cluster: None,
             state_directory: self.path("state"),
             control_socket: self.path("control.sock"),
+            keeper: None,
             volumes: Vec::new(),
         }
     }

@@ -202,3 +202,6 @@ fn errno(error: Error) -> Errno {
         Error::Unavailable => Errno::Etimedout,
     }
 }
+
+#[cfg(test)]
+mod tests;

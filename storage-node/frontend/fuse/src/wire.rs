@@ -133,7 +133,7 @@ pub enum Zeroes {
     Unsupported,
 }
 
-fn body<'a>(opcode: u32, body: &'a [u8], needed: usize) -> Result<&'a [u8], WireError> {
+fn body(opcode: u32, body: &[u8], needed: usize) -> Result<&[u8], WireError> {
     if body.len() < needed { Err(WireError::Body { opcode, needed, actual: body.len() }) } else { Ok(body) }
 }
 
@@ -339,3 +339,6 @@ impl Attributes {
         out.put_u32_le(0); // flags
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -423,7 +423,9 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => self.held.push_back((sequence, to, message)),
+                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => {
+                    self.held.push_back((sequence, to, message))
+                }
                 _ => outputs.push(Output::Send { to, message }),
             },
             Effect::Committed(index) => self.apply(store, index, outputs),

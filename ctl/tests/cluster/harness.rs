@@ -65,6 +65,14 @@ impl Cluster {
         cluster
     }
 
+    /// Ends all nodes in order and starts the same cluster with other options.
+    pub fn restart(&mut self, options: &[&str]) {
+        signal(self.supervisor.id(), libc::SIGTERM);
+        self.supervisor.wait().expect("dev up ends");
+        self.supervisor = Self::spawn(self.dir.path(), options);
+        self.wait_up();
+    }
+
     fn spawn(dir: &Path, options: &[&str]) -> Child {
         let log = File::create(dir.join("up.log")).expect("a log file");
         let mut command = holdfast();

@@ -274,15 +274,14 @@ impl Scenario {
         if !self.world.run_until(self.world.now + HEAL_MAX, quiet)? {
             return Err(self.stuck("requests are not answered after the healing"));
         }
-        // Work goes on as before, on whoever holds the volume now.
+        // Some may be fenced and not know it yet, or still wish to take over: all of them go, and new ones come.
+        let agents: Vec<u32> = self.world.agents.keys().copied().collect();
+        for number in agents {
+            self.world.kill_agent(number, false);
+        }
+        self.world.run_for(Duration::from_secs(1))?;
         for target in 0..self.world.targets.len() {
-            let attached = self.world.targets[target].agent;
-            if attached.is_none_or(|number| self.world.agents[&number].session.is_none()) {
-                if let Some(number) = attached {
-                    self.world.kill_agent(number, false);
-                }
-                self.world.attach_new(target);
-            }
+            self.world.attach_new(target);
         }
         let before: u64 = self.world.targets.iter().map(|target| target.completed).sum();
         self.world.start_work();

@@ -1,6 +1,6 @@
 //! Volumes as devices of this machine, on a real local cluster: what a file system on one sees while agents die.
 
-#![allow(clippy::unwrap_used, reason = "in a test a panic is the report")]
+#![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};

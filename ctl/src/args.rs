@@ -161,7 +161,7 @@ pub struct Attach {
     #[command(flatten)]
     pub how: AttachHow,
     /// The file system to make on a volume that has none
-    #[arg(long, value_name = "TYPE", requires = "mount")]
+    #[arg(long, value_name = "TYPE", conflicts_with_all = ["device", "nbd_socket"])]
     pub fs: Option<FileSystem>,
     /// Fence whoever holds it now
     #[arg(long)]

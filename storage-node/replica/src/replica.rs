@@ -331,8 +331,8 @@ impl<S: StateMachine> Replica<S> {
         self.checkpoint_running = false;
         self.checkpointed = LogIndex(index);
         let usage = context.store.usage();
-        // Beyond three quarters of its log the disk needs the space for what is new.
-        let pressed = usage.wal_used > usage.wal_total / 4 * 3;
+        // With three quarters of its log in use the disk needs the space for what is new.
+        let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
         let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards() };
         if keep_from > self.raft.status().base.index {
             self.raft.compact(keep_from);

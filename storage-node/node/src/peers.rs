@@ -31,6 +31,23 @@ struct Peer {
     retry_after: Duration,
 }
 
+impl Peer {
+    /// Known by name only, to be connected to at once.
+    fn new() -> Peer {
+        Peer {
+            address: String::new(),
+            connection: None,
+            connecting: None,
+            retry_at: Timestamp::ZERO,
+            retry_after: RETRY_MIN,
+        }
+    }
+
+    fn is_unconnected(&self) -> bool {
+        self.connection.is_none() && self.connecting.is_none()
+    }
+}
+
 pub(crate) struct Peers {
     node: NodeId,
     book: AddressBook,
@@ -54,13 +71,7 @@ impl Peers {
 
     fn refresh(&mut self) {
         for (node, address) in self.book.iter().filter(|(node, _)| *node != self.node) {
-            let peer = self.peers.entry(node).or_insert_with(|| Peer {
-                address: String::new(),
-                connection: None,
-                connecting: None,
-                retry_at: Timestamp::ZERO,
-                retry_after: RETRY_MIN,
-            });
+            let peer = self.peers.entry(node).or_insert_with(Peer::new);
             if peer.address != address.peer {
                 peer.address.clone_from(&address.peer);
                 peer.retry_at = Timestamp::ZERO;
@@ -74,18 +85,17 @@ impl Peers {
 
     /// When `connect_due` has something to do.
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
-        self.peers.iter().filter(|(node, peer)| self.is_due(**node, peer)).map(|(_, peer)| peer.retry_at).min()
-    }
-
-    fn is_due(&self, node: NodeId, peer: &Peer) -> bool {
-        self.node < node && peer.connection.is_none() && peer.connecting.is_none()
+        self.peers
+            .iter()
+            .filter(|(node, peer)| self.node < **node && peer.is_unconnected())
+            .map(|(_, peer)| peer.retry_at)
+            .min()
     }
 
     pub(crate) fn connect_due(&mut self, transport: &mut Transport, now: Timestamp) {
         let own = self.node;
         for (node, peer) in &mut self.peers {
-            let waits = own >= *node || peer.connection.is_some() || peer.connecting.is_some() || peer.retry_at > now;
-            if waits {
+            if own >= *node || !peer.is_unconnected() || peer.retry_at > now {
                 continue;
             }
             peer.retry_at = now + peer.retry_after;
@@ -104,13 +114,7 @@ impl Peers {
 
     /// Returns the connection that this one replaces.
     pub(crate) fn on_connected(&mut self, node: NodeId, connection: ConnectionId) -> Option<ConnectionId> {
-        let peer = self.peers.entry(node).or_insert_with(|| Peer {
-            address: String::new(),
-            connection: None,
-            connecting: None,
-            retry_at: Timestamp::ZERO,
-            retry_after: RETRY_MIN,
-        });
+        let peer = self.peers.entry(node).or_insert_with(Peer::new);
         peer.connecting = None;
         peer.retry_after = RETRY_MIN;
         tracing::info!(%node, %connection, "peer connected");

@@ -78,6 +78,8 @@ pub(crate) struct Core {
     pub(crate) touched: BTreeSet<GroupId>,
     /// Resizes that volumes have applied, or lost with their leadership, by the metadata plane's token.
     pub(crate) resized: Vec<(u64, Result<(), NotLeader>)>,
+    /// A group has other members than before: whom this node exchanges heartbeats with may have changed.
+    pub(crate) members_changed: bool,
     /// What the metadata leader here wants of this node itself.
     pub(crate) own_intents: Vec<Intent>,
     /// Groups whose deadline is to be asked for at the end of the step.
@@ -105,6 +107,7 @@ impl Core {
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
             resized: Vec::new(),
+            members_changed: false,
             own_intents: Vec::new(),
             due: BTreeSet::new(),
             connected: BTreeSet::new(),

@@ -235,9 +235,10 @@ fn new_volume(create: &CreateReplica) -> Option<Bytes> {
 
 /// What every founding replica of a group starts from; `members` are sorted by replica.
 fn first_state(members: &[(ReplicaId, NodeId)], machine: Bytes) -> GroupState {
-    let voters = members.iter().map(|(replica, _)| Member { replica: *replica, role: Role::Voter }).collect();
+    let voter = |(replica, node): &(ReplicaId, NodeId)| Member { replica: *replica, node: *node, role: Role::Voter };
+    let voters = members.iter().map(voter).collect();
     let configuration = Configuration { members: voters, outgoing: Vec::new(), min_data: 1 };
-    initial_state(configuration, members.iter().copied().collect(), machine)
+    initial_state(configuration, machine)
 }
 
 fn obstacle(error: &StoreError) -> Obstacle {

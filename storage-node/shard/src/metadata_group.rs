@@ -223,6 +223,7 @@ impl MetadataGroup {
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, outcome),
             Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
+            Output::DirectoryChanged => core.members_changed = true,
             Output::Serving(_) => {
                 self.serving = true;
                 self.look = true;

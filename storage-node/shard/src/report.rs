@@ -1,7 +1,7 @@
 //! What a shard tells of itself to people and programs.
 
 use bytes::Bytes;
-use holdfast_consensus::{LogIndex, ProgressState};
+use holdfast_consensus::{LogIndex, ProgressState, Role};
 use holdfast_id::{GroupId, ReplicaId};
 use holdfast_replica::{Replica, StateMachine};
 
@@ -97,8 +97,12 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         committed: status.committed,
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
-        voters: replica.directory().len(),
+        voters: voters(replica),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),
     }
+}
+
+fn voters<S: StateMachine>(replica: &Replica<S>) -> usize {
+    replica.configuration().members.iter().filter(|member| member.role == Role::Voter).count()
 }

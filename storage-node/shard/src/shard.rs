@@ -86,9 +86,17 @@ pub struct Shard {
     deadline_of: BTreeMap<GroupId, Timestamp>,
 }
 
+/// A message between replicas, not decoded yet.
+struct RaftMessage {
+    from: ReplicaId,
+    to: ReplicaId,
+    meta: Bytes,
+    payload: Bytes,
+}
+
 /// The calls of a replica that do not depend on its state machine.
 trait Driven {
-    fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_message(&mut self, context: &mut Context<'_>, node: NodeId, addressed: &RaftMessage);
     fn on_deadline(&mut self, context: &mut Context<'_>);
     fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId);
     fn on_peer_connected(&mut self, context: &mut Context<'_>, node: NodeId);
@@ -101,13 +109,13 @@ trait Driven {
 }
 
 impl<S: StateMachine> Driven for Replica<S> {
-    fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes) {
-        if to != self.id() {
+    fn on_message(&mut self, context: &mut Context<'_>, node: NodeId, addressed: &RaftMessage) {
+        if addressed.to != self.id() {
             return; // Meant for a former replica of this group on this node.
         }
         // One that cannot be read is another build's, by its certificate one of ours: as good as lost on the way.
-        if let Ok(message) = wire::decode(meta, payload) {
-            Replica::on_message(self, context, from, message);
+        if let Ok(message) = wire::decode(&addressed.meta, &addressed.payload) {
+            Replica::on_message(self, context, node, addressed.from, message);
         }
     }
 
@@ -243,7 +251,8 @@ impl Shard {
             }
             PeerMessage::HeartbeatReply { .. } => {}
             PeerMessage::Raft { group, from: sender, to, meta, payload } => {
-                self.with_group(group, |replica, context| replica.on_message(context, sender, to, &meta, &payload));
+                let message = RaftMessage { from: sender, to, meta, payload };
+                self.with_group(group, |replica, context| replica.on_message(context, from, &message));
             }
             PeerMessage::Control { body } => self.on_control(from, &body),
             PeerMessage::Delta { .. } => {}
@@ -339,6 +348,9 @@ impl Shard {
                 } else if let Some(metadata) = self.metadata.as_mut().filter(|metadata| metadata.group() == group) {
                     metadata.settle(&mut self.core);
                 }
+            }
+            if std::mem::take(&mut self.core.members_changed) {
+                self.refresh_peers();
             }
             quiet &= !self.carry_out_own();
             if quiet {

@@ -268,6 +268,7 @@ impl VolumeGroup {
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
             Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
+            Output::DirectoryChanged => core.members_changed = true,
             Output::Serving(term) => {
                 self.serving = Some(term);
                 for client in &self.clients {

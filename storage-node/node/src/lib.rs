@@ -9,7 +9,7 @@ mod disk;
 mod peers;
 mod rim;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Join};
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;

@@ -112,6 +112,15 @@ impl Rim {
                 config.pki.display(),
             );
         }
+        if let (DiskState::Formatted(superblock), Some(join)) = (disk.view().state, &config.join) {
+            ensure!(
+                superblock.cluster == join.cluster,
+                "the disk {} belongs to cluster {}, the node is to join {}: give it its own disk, or an empty one",
+                config.device.display(),
+                superblock.cluster,
+                join.cluster,
+            );
+        }
         poll.registry().register(&mut SourceFd(&disk.fd()), DISK, Interest::READABLE).context("watch the disk")?;
         let mut rim = Rim { poll, config: Arc::clone(config), calls, disk, live: None, node, stopping: false };
         rim.go_live()?;
@@ -123,7 +132,7 @@ impl Rim {
         // First what may be refused without a trace: opening the disk writes to it.
         let listen = self.config.listen;
         let listener = crate::bind(listen)?;
-        let options = ShardOptions::new(u64::from_le_bytes(random_bytes()?));
+        let options = ShardOptions::new(u128::from_le_bytes(random_bytes()?));
         let Some(shard) = self.disk.open_shard(options, clock::now())? else { return Ok(()) };
         let (identity, roots) = self.config.credentials()?;
         let superblock = shard.superblock();

@@ -94,6 +94,8 @@ pub struct ReplicaReport {
     pub applied: LogIndex,
     pub checkpointed: LogIndex,
     pub voters: usize,
+    /// False for a learner, and for one that is no member any more.
+    pub votes: bool,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
     /// Why it serves no more.

@@ -80,6 +80,8 @@ pub(crate) struct Core {
     pub(crate) resized: Vec<(u64, Result<(), NotLeader>)>,
     /// A group has other members than before: whom this node exchanges heartbeats with may have changed.
     pub(crate) members_changed: bool,
+    /// The next identifier that this node mints; counted from the random seed, so no other node or life mints it.
+    next_identifier: u128,
     /// What the metadata leader here wants of this node itself.
     pub(crate) own_intents: Vec<Intent>,
     /// Groups whose deadline is to be asked for at the end of the step.
@@ -96,7 +98,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(now: Timestamp, store: Store, pairs: Pairs) -> Core {
+    pub(crate) fn new(now: Timestamp, store: Store, pairs: Pairs, seed: u128) -> Core {
         let node = store.superblock().node;
         Core {
             node,
@@ -107,6 +109,7 @@ impl Core {
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
             resized: Vec::new(),
+            next_identifier: seed,
             members_changed: false,
             own_intents: Vec::new(),
             due: BTreeSet::new(),
@@ -157,6 +160,15 @@ impl Core {
     /// Peers must not wait for a leader whose disk hangs, though the rest of it is well.
     pub(crate) fn disk_stalled(&self) -> bool {
         self.operations > 0 && self.now.since(self.progress_at) >= DISK_STALLED_AFTER
+    }
+
+    pub(crate) fn next_replica(&mut self) -> ReplicaId {
+        loop {
+            self.next_identifier = self.next_identifier.wrapping_add(1);
+            if let Some(replica) = ReplicaId::from_bytes(self.next_identifier.to_be_bytes()) {
+                return replica;
+            }
+        }
     }
 
     pub(crate) fn next_token(&mut self) -> u64 {

@@ -98,6 +98,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
         voters: voters(replica),
+        votes: replica.configuration().is_voter(replica.id()),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),
     }

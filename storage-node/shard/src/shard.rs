@@ -51,13 +51,13 @@ pub struct ShardOptions {
     pub lease: Duration,
     /// How far the clock of any node may run from true time, in millionths.
     pub drift_ppm: u32,
-    /// Spreads elections; the rim passes a random one.
-    pub seed: u64,
+    /// Spreads elections, and identifiers are counted from it; the rim passes a random one.
+    pub seed: u128,
 }
 
 impl ShardOptions {
     /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
-    pub const fn new(seed: u64) -> ShardOptions {
+    pub const fn new(seed: u128) -> ShardOptions {
         ShardOptions { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(300), drift_ppm: 500, seed }
     }
 }
@@ -166,7 +166,7 @@ impl Shard {
         let boot = store.superblock().boot_epoch;
         let ShardOptions { heartbeat, lease, drift_ppm, .. } = options;
         let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot });
-        let core = Core::new(now, store, pairs);
+        let core = Core::new(now, store, pairs, options.seed);
         let mut shard = Shard {
             core,
             options,
@@ -449,7 +449,7 @@ impl Shard {
             election_jitter: ELECTION_JITTER,
             append_bytes_max: APPEND_BYTES_MAX,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
-            seed: self.options.seed ^ (id as u64) ^ ((id >> 64) as u64),
+            seed: fold(self.options.seed) ^ fold(id),
         }
     }
 
@@ -491,6 +491,10 @@ impl Shard {
             }
         }
     }
+}
+
+fn fold(wide: u128) -> u64 {
+    (wide as u64) ^ ((wide >> 64) as u64)
 }
 
 fn request_volume(request: &Request) -> holdfast_id::VolumeId {

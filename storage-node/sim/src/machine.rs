@@ -136,7 +136,8 @@ impl Machine {
             self.clock.reboot(now, shown);
         }
         self.boots += 1;
-        self.options.seed = self.prng.next_u64();
+        // The upper half, so that the identifiers counted from it are never those of another machine or boot.
+        self.options.seed = u128::from(self.prng.next_u64()) << 64;
         let shard = Shard::open(self.options, &self.disk, self.clock.read(now)).map_err(|error| chain(&error))?;
         self.log_region = shard.superblock().wal.start..shard.superblock().wal.end;
         let volumes = shard.report().volumes.into_iter().map(|volume| GroupId::first(volume.volume));

@@ -227,7 +227,8 @@ impl Scenario {
         }
         for number in 0..self.world.machines.len() {
             let machine = &self.world.machines[number];
-            let register = RegisterDisk { disk: machine.disk_id, node: machine.node, capacity_bytes: 40 << 20 };
+            let register =
+                RegisterDisk { disk: machine.disk_id, node: machine.node, capacity_bytes: 40 << 20, only: true };
             self.change(Command::RegisterDisk(register))?;
         }
         for (number, (size_bytes, replicas, logical_block_bytes)) in self.sizes.clone().into_iter().enumerate() {

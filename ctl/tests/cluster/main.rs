@@ -6,6 +6,7 @@
 mod attachments;
 mod failover;
 mod harness;
+mod membership;
 mod model;
 mod nbd;
 mod power_loss;

@@ -85,8 +85,9 @@ fn replace_replica(catalogue: &Catalogue, id: VolumeId, intents: &mut Vec<Intent
     };
     if *created {
         let voters: Vec<(ReplicaId, NodeId)> = placement.voters().into_iter().collect();
-        let members = placement.members.iter().copied().chain([Place::from(*member)]);
-        let nodes: BTreeSet<NodeId> = members.filter(|place| catalogue.counts(place)).map(|place| place.node).collect();
+        // Also where a disk does not count any more: as long as it works, the leader may be there.
+        let members = placement.members.iter().map(|place| place.node).chain([member.node]);
+        let nodes: BTreeSet<NodeId> = members.collect();
         for node in nodes {
             tell(node, Action::ChangeMembers(ChangeMembers { group, voters: voters.clone() }));
         }

@@ -50,14 +50,16 @@ impl Peer {
 
 pub(crate) struct Peers {
     node: NodeId,
+    /// This node's own address.
+    listen: String,
     book: AddressBook,
     peers: BTreeMap<NodeId, Peer>,
 }
 
 impl Peers {
-    pub(crate) fn open(dir: &Path, node: NodeId) -> Result<Peers> {
+    pub(crate) fn open(dir: &Path, node: NodeId, listen: String) -> Result<Peers> {
         let book = AddressBook::open(dir)?;
-        let mut peers = Peers { node, peers: BTreeMap::new(), book };
+        let mut peers = Peers { node, listen, peers: BTreeMap::new(), book };
         peers.refresh();
         Ok(peers)
     }
@@ -76,6 +78,14 @@ impl Peers {
                 peer.address.clone_from(&address.peer);
                 peer.retry_at = Timestamp::ZERO;
             }
+        }
+    }
+
+    /// Where nodes and attached machines reach it.
+    pub(crate) fn address(&self, node: NodeId) -> Option<String> {
+        match self.peers.get(&node) {
+            Some(peer) => Some(peer.address.clone()),
+            None => (node == self.node).then(|| self.listen.clone()),
         }
     }
 

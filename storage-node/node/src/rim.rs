@@ -14,7 +14,7 @@ use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::wire::Encoded;
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
-use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
+use holdfast_shard::{ClientId, Effects, Event, ReplicaNodes, Shard, ShardOptions};
 use holdfast_transport::{
     Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
 };
@@ -141,7 +141,7 @@ impl Rim {
         options.cluster = Some(superblock.cluster);
         let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
         transport.listen(listener)?;
-        let peers = Peers::open(&self.config.dir, self.node)?;
+        let peers = Peers::open(&self.config.dir, self.node, listen.to_string())?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         self.live = Some(Live {
             shard,
@@ -341,6 +341,14 @@ impl Live {
         }
         for (client, reply) in effects.clients {
             self.reply(client, &reply);
+        }
+        for (client, ReplicaNodes { volume, term, nodes }) in effects.replicas {
+            // One whose address is not known yet is told of with the next change, or by the leader's successor.
+            let found = nodes.into_iter().filter_map(|node| Some((node, self.peers.address(node)?)));
+            let replicas: Vec<(NodeId, String)> = found.collect();
+            if !replicas.is_empty() {
+                self.reply(client, &Reply::Replicas { volume, term, replicas });
+            }
         }
         for (token, reply) in effects.admin {
             if let Some(answer) = self.waiting.remove(&token) {

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::Pairs;
-use holdfast_consensus::{Message, Timestamp};
-use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_consensus::{Message, Term, Timestamp};
+use holdfast_id::{GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::intent::Intent;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Reply;
@@ -53,12 +53,22 @@ pub struct NodeAddress {
     pub api: String,
 }
 
+/// The nodes of a volume's replicas, as its leader knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaNodes {
+    pub volume: VolumeId,
+    pub term: Term,
+    pub nodes: Vec<NodeId>,
+}
+
 /// What the rim carries out after a step, in this order of lists; within a list in order.
 #[derive(Debug, Default)]
 pub struct Effects {
     pub device: Vec<DeviceOp>,
     pub peers: Vec<(NodeId, PeerMessage)>,
     pub clients: Vec<(ClientId, Reply)>,
+    /// Where a volume's replicas are; the rim adds the addresses and sends `Reply::Replicas`.
+    pub replicas: Vec<(ClientId, ReplicaNodes)>,
     pub admin: Vec<(u64, AdminReply)>,
     /// Where other nodes are to be reached, as far as it changed; the rim keeps them over restarts.
     pub addresses: Vec<NodeAddress>,
@@ -82,6 +92,8 @@ pub(crate) struct Core {
     pub(crate) members_changed: bool,
     /// The next identifier that this node mints; counted from the random seed, so no other node or life mints it.
     next_identifier: u128,
+    /// Elections won here while the members of the group were changing.
+    pub(crate) elected_in_joint_change: u64,
     /// What the metadata leader here wants of this node itself.
     pub(crate) own_intents: Vec<Intent>,
     /// Groups whose deadline is to be asked for at the end of the step.
@@ -110,6 +122,7 @@ impl Core {
             touched: BTreeSet::new(),
             resized: Vec::new(),
             next_identifier: seed,
+            elected_in_joint_change: 0,
             members_changed: false,
             own_intents: Vec::new(),
             due: BTreeSet::new(),

@@ -16,5 +16,5 @@ mod shard;
 mod volume_group;
 
 pub use admin::{AdminError, AdminReply, AdminRequest, NewVolume, ReplicaReport, ShardReport, VolumeReport};
-pub use core::{ClientId, Effects, NodeAddress};
+pub use core::{ClientId, Effects, NodeAddress, ReplicaNodes};
 pub use shard::{Event, Shard, ShardError, ShardOptions};

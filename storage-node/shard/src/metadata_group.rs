@@ -237,7 +237,10 @@ impl MetadataGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, outcome),
-            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
+            Output::BecameLeader(_) => {
+                core.elected_in_joint_change += u64::from(self.replica.configuration().is_joint());
+            }
+            Output::NeedsDelta { .. } => {}
             Output::DirectoryChanged => core.members_changed = true,
             Output::Serving(_) => {
                 self.serving = true;

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use holdfast_consensus::Timestamp;
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{Founder, VolumeState};
-use holdfast_metadata::command::{Command, RegisterDisk};
+use holdfast_metadata::command::{Command, RegisterNode};
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_shard::{AdminError, AdminReply, AdminRequest, NewVolume, ShardOptions};
@@ -31,7 +31,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 10] = [
+pub const MARKS: [&str; 12] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -42,8 +42,12 @@ pub const MARKS: [&str; 10] = [
     "a replica behind the log",
     "no quorum without a rebuild",
     "a message dropped at a full buffer",
+    "members of a volume moved under load",
+    "a leader change in a joint change",
 ];
 
+/// Members of the metadata plane.
+const FOUNDERS: usize = 3;
 /// The metadata plane answers within this, when nothing breaks.
 const SETUP_MAX: Duration = Duration::from_secs(20);
 /// The chaos lasts at least and at most so long.
@@ -120,7 +124,7 @@ impl Scenario {
     fn new(seed: u64, options: Options) -> Result<Scenario, Failure> {
         let root = Prng::new(seed);
         let mut prng = root.split("scenario", 0);
-        let nodes = *prng.pick(&[3u8, 3, 3, 5]);
+        let nodes = *prng.pick(&[3u8, 3, 4, 5]);
         let cluster = identifier(&mut prng, ClusterId::from_bytes);
         let drift_ppm = *prng.pick(&[500u32, 500, 5_000]);
         let mut machines = Vec::new();
@@ -143,7 +147,7 @@ impl Scenario {
             let clock = Clock::new(Timestamp(0), shown, 0);
             let shard = ShardOptions { drift_ppm, ..ShardOptions::new(0) };
             let own = root.split("machine", u64::from(number));
-            machines.push(Machine::new(End::Node(number), node, disk_id, disk, clock, shard, own));
+            machines.push(Machine::new(End::Node(number), node, disk_id, disk, format, clock, shard, own));
         }
         let latency = *prng.pick(&[
             Latency::uniform(Duration::from_micros(30), Duration::from_micros(150)),
@@ -209,6 +213,7 @@ impl Scenario {
             .machines
             .iter()
             .enumerate()
+            .take(FOUNDERS)
             .map(|(number, machine)| Founder {
                 node: machine.node,
                 replica: identifier(&mut prng, ReplicaId::from_bytes),
@@ -218,7 +223,7 @@ impl Scenario {
                 zone: None,
             })
             .collect();
-        for number in 0..self.world.machines.len() {
+        for number in 0..FOUNDERS {
             let request = AdminRequest::Found { founders: founders.clone() };
             match self.world.ask(number, request, SETUP_MAX)? {
                 Some(AdminReply::Founded) => {}
@@ -227,9 +232,16 @@ impl Scenario {
         }
         for number in 0..self.world.machines.len() {
             let machine = &self.world.machines[number];
-            let register =
-                RegisterDisk { disk: machine.disk_id, node: machine.node, capacity_bytes: 40 << 20, only: true };
-            self.change(Command::RegisterDisk(register))?;
+            let register = RegisterNode {
+                node: machine.node,
+                name: name(format!("node-{number}")),
+                peer_address: format!("node-{number}:7000"),
+                api_address: format!("node-{number}:7001"),
+                zone: None,
+            };
+            self.change(Command::RegisterNode(register))?;
+            let register = self.world.registration(number);
+            self.change(register)?;
         }
         for (number, (size_bytes, replicas, logical_block_bytes)) in self.sizes.clone().into_iter().enumerate() {
             let volume = identifier(&mut prng, VolumeId::from_bytes);
@@ -396,7 +408,7 @@ impl Scenario {
             let fit =
                 shards.filter_map(|shard| shard.machine_state(group)).filter(|(r, ..)| !held_up.contains(&(group, *r)));
             let members = self.world.targets.iter().find(|target| GroupId::first(target.volume) == group);
-            let members = members.map_or(self.world.machines.len(), |target| target.replicas.len());
+            let members = members.map_or(FOUNDERS, |target| target.replicas.len());
             fit.count() * 2 <= members
         })
     }

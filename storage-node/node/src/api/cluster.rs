@@ -345,7 +345,11 @@ impl Cluster for Services {
                 return Err(refuse(Code::InvalidArgument, "InvalidArgument", message));
             }
         };
-        let disk = find_disk(&*self.catalogue().await?, &request.disk)?;
+        let catalogue = self.catalogue().await?;
+        let disk = find_disk(&catalogue, &request.disk)?;
+        if state == DiskState::Failed {
+            self.must_not_serve(&catalogue, disk).await?;
+        }
         change(self, Command::SetDiskState(SetDiskState { disk, state })).await?;
         let catalogue = self.catalogue().await?;
         let placed = catalogue.placed().get(&disk).copied().unwrap_or_default();
@@ -439,6 +443,25 @@ fn no_disk(node: &v1::ClusterNode, probe: v1::ProbeResponse) -> v1::Reason {
 }
 
 impl Services {
+    /// A disk that its node serves from is not lost.
+    async fn must_not_serve(&self, catalogue: &Catalogue, disk: DiskId) -> Result<(), Status> {
+        let node = catalogue.disks().get(&disk).and_then(|known| catalogue.nodes().get(&known.node));
+        let Some(node) = node else { return Ok(()) };
+        let probe = look_at(self.tls.clone(), node.api_address.clone()).await;
+        let serves = |probe: &v1::ProbeResponse| {
+            probe.disk_state() == v1::DiskState::Formatted && probe.disk_id == disk.to_string()
+        };
+        if !probe.as_ref().is_some_and(serves) {
+            return Ok(());
+        }
+        let message = format!(
+            "node {} serves from this disk, so it is not lost: stop the node first, or move what the disk holds with: \
+             holdfast disk remove",
+            node.name
+        );
+        Err(refuse(Code::FailedPrecondition, "DiskServes", &message))
+    }
+
     /// Asks every member's node, side by side, what its replica says; fills in what they answer and judges it.
     async fn ask_replicas(&self, catalogue: &Catalogue, volume: &Volume, view: &mut v1::Volume) {
         let mut asked = Vec::new();

@@ -100,7 +100,9 @@ impl World {
     }
 
     fn stop(&mut self, node: NodeId) {
-        self.machines.get_mut(&node).expect("a machine").shard = None;
+        let machine = self.machines.get_mut(&node).expect("a machine");
+        machine.shard = None;
+        machine.inbox.clear();
         let others: Vec<NodeId> = self.running().collect();
         others.into_iter().for_each(|other| self.push(other, Event::PeerClosed(node)));
     }

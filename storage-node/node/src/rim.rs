@@ -173,7 +173,8 @@ impl Rim {
             }
             let mut events = Vec::new();
             self.take_calls(&mut events);
-            let completions = self.disk.completions();
+            let disk_ready = readiness.iter().any(|event| event.token() == DISK);
+            let completions = if disk_ready { self.disk.completions() } else { Vec::new() };
             let Some(live) = &mut self.live else { continue };
             live.take_frames(&readiness, &mut events);
             events.extend(completions.into_iter().map(|(id, result)| Event::Device { id, result }));

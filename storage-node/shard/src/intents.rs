@@ -191,6 +191,7 @@ impl Shard {
             checkpoint_index: 0,
             checkpoint: creation.state,
             committed_to: 0,
+            installing: 0,
             hard_state: None,
             records: Vec::new(),
             damage: None,

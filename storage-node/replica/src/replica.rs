@@ -28,7 +28,7 @@ use crate::planted::{self, Bug};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::{LOG_KEPT_BYTES_MAX, Permits};
 use crate::replica::rebuilding::Rebuilds;
-pub use crate::replica::rebuilding::{Answer, Fetch};
+pub use crate::replica::rebuilding::{Answer, Fetch, RebuildCounters};
 
 /// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
 /// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.

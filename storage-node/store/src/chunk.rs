@@ -217,6 +217,8 @@ struct Group {
     damaged: bool,
     /// Slots of a delta are in the map or on their way there; see [`install`].
     installing: bool,
+    /// No slot of a delta has a higher index.
+    installing_to: u64,
 }
 
 impl Group {
@@ -233,6 +235,7 @@ impl Group {
             wanted: false,
             damaged: false,
             installing: false,
+            installing_to: 0,
         }
     }
 }

@@ -217,17 +217,16 @@ impl Store {
     }
 
     /// Takes a slot of another replica's map in the place of this one's; see [`Chunks::install`].
-    pub fn install(&mut self, group: GroupId, slot: InstalledSlot) -> Result<(), StoreError> {
-        self.chunks.install(group, slot)?;
+    pub fn install(&mut self, group: GroupId, towards: u64, slot: InstalledSlot) -> Result<(), StoreError> {
+        self.chunks.install(group, towards, slot)?;
         self.settle();
         Ok(())
     }
 
-    /// Makes the slots taken so far durable; `CheckpointDone` follows. `towards`: the highest index among them, at most.
-    /// `hard_state` is the newest.
-    pub fn commit_install(&mut self, group: GroupId, towards: u64, hard_state: Bytes) -> Result<(), StoreError> {
+    /// Makes the slots taken so far durable; `CheckpointDone` follows. `hard_state` is the newest.
+    pub fn commit_install(&mut self, group: GroupId, hard_state: Bytes) -> Result<(), StoreError> {
         let wal_sequence = self.wal.checkpoint_sequence(group);
-        self.chunks.commit_install(group, towards, wal_sequence, hard_state)?;
+        self.chunks.commit_install(group, wal_sequence, hard_state)?;
         let index = self.chunks.checkpoint_index(group).expect("it takes slots");
         self.checkpoints.insert(group, (index, wal_sequence));
         self.settle();

@@ -556,9 +556,9 @@ impl<S: StateMachine> Replica<S> {
 
     fn install(&mut self, context: &mut Context<'_>, slot: InstalledSlot, outputs: &mut Vec<Output<S::Outcome>>) {
         let Some(receiver) = &mut self.rebuilds.receiver else { return };
-        match context.store.install(self.group, slot.clone()) {
+        let towards = receiver.offer.position.index.0;
+        match context.store.install(self.group, towards, slot.clone()) {
             Ok(()) => {
-                let towards = receiver.offer.position.index.0;
                 self.rebuilds.installing_to = self.rebuilds.installing_to.max(towards);
                 self.rebuilds.uncommitted = true;
             }
@@ -569,7 +569,7 @@ impl<S: StateMachine> Replica<S> {
 
     fn commit_own(&mut self, context: &mut Context<'_>, outputs: &mut Vec<Output<S::Outcome>>) {
         let hard_state = codec::encode_hard_state(&self.hard_state, !self.raft.may_vote());
-        match context.store.commit_install(self.group, self.rebuilds.installing_to, hard_state) {
+        match context.store.commit_install(self.group, hard_state) {
             Ok(()) => {
                 self.rebuilds.uncommitted = false;
                 self.rebuilds.commit_running = true;

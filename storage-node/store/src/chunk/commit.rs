@@ -291,7 +291,9 @@ impl Chunks {
                 }
                 let index = header.index;
                 let forget_below = group.header.forget_below;
-                group.installing &= header.installing != 0;
+                if header.installing == 0 {
+                    (group.installing, group.installing_to) = (false, 0);
+                }
                 group.header = header;
                 group.header.forget_below = forget_below;
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });

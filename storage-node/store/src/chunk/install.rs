@@ -35,16 +35,19 @@ use crate::group::{GroupState, InstallError, InstalledSlot, StoreError};
 pub const SLOT_NUMBERS_MAX: u64 = BLOCKS_MAX / SLOT_BLOCKS;
 
 impl Chunks {
-    /// Takes a slot of a delta. It is in memory until [`Chunks::commit_install`]; the group is neither read nor applied
+    /// Takes a slot of a delta towards that index. It is in memory until [`Chunks::commit_install`]; the group is neither read nor applied
     /// to until [`Chunks::finish_install`]. `Busy` while something is applied above the last checkpoint; `Full` where
-    /// the disk has no space for it: checkpoints of other groups may help.
+    /// the disk has no space for it: checkpoints of other groups may help. Promises to records up to `towards` end:
+    /// they are not applied any more.
     ///
     /// # Panics
-    /// Where slot or index lie beyond every map, or data and checksums are not those of the present blocks.
-    pub fn install(&mut self, group: GroupId, slot: InstalledSlot) -> Result<(), StoreError> {
+    /// Where the slot lies beyond every map, its index beyond `towards`, or data and checksums are not those of the
+    /// present blocks.
+    pub fn install(&mut self, group: GroupId, towards: u64, slot: InstalledSlot) -> Result<(), StoreError> {
         self.check_running()?;
         let present = slot.present.count_ones() as usize;
-        assert!(slot.slot < SLOT_NUMBERS_MAX && slot.index < INDEX_MAX, "slot {} is beyond every map", slot.slot);
+        assert!(slot.slot < SLOT_NUMBERS_MAX, "slot {} is beyond every map", slot.slot);
+        assert!(slot.index <= towards && towards < INDEX_MAX, "index {} in a delta to {towards}", slot.index);
         assert!(
             slot.data.len() == present * BLOCK_BYTES && slot.checksums.len() == present,
             "its blocks are all there"
@@ -57,6 +60,10 @@ impl Chunks {
         if !found.installing && !settled {
             return Err(StoreError::Busy);
         }
+        let found = self.groups.get_mut(&group).expect("it was found above");
+        found.installing = true;
+        found.installing_to = found.installing_to.max(towards);
+        self.settle_promises(group, towards);
         // What takes no slot draws on the reserve.
         let needed = SLOT_BLOCKS + u64::from(LEVEL_MAX) + 1;
         if present > 0 && self.available_blocks() < needed + self.reserve_blocks() {
@@ -64,7 +71,6 @@ impl Chunks {
             return Err(StoreError::Full);
         }
         let found = self.groups.get_mut(&group).expect("it was found above");
-        found.installing = true;
         let (blocks_before, bytes_before) = (found.active.blocks_needed(), found.active.bytes());
         found.active.install(slot);
         self.count_change(group, blocks_before, bytes_before);
@@ -73,22 +79,16 @@ impl Chunks {
     }
 
     /// Makes every slot taken so far durable, with the mark; `CheckpointDone` at the index of the last checkpoint
-    /// follows. `towards`: no slot taken so far has a higher index.
+    /// follows.
     ///
     /// # Panics
     /// Where no slot was ever taken.
-    pub fn commit_install(
-        &mut self,
-        group: GroupId,
-        towards: u64,
-        wal_sequence: u64,
-        hard_state: Bytes,
-    ) -> Result<(), StoreError> {
+    pub fn commit_install(&mut self, group: GroupId, wal_sequence: u64, hard_state: Bytes) -> Result<(), StoreError> {
         self.check_running()?;
         let found = self.groups.get(&group).filter(|found| !found.deleting).ok_or(StoreError::UnknownGroup)?;
         assert!(found.installing, "{group} has taken no slot of a delta");
         let mut header = found.header.clone();
-        header.installing = header.installing.max(towards);
+        header.installing = found.installing_to;
         header.wal_sequence = wal_sequence;
         header.hard_state = hard_state;
         let state = GroupState { hard_state: header.hard_state.clone(), position: Bytes::new(), state: Bytes::new() };

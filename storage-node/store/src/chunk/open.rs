@@ -116,6 +116,7 @@ impl Chunks {
         let mut group = Group::new(header);
         group.damaged = reason.is_some();
         group.installing = group.header.installing != 0;
+        group.installing_to = group.header.installing;
         if let (true, Some(root)) = (group.damaged, &mut group.header.root.page) {
             // Two groups may claim its slots; neither reads nor frees them through this map.
             *root = PageRef::LOST;

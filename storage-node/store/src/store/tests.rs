@@ -294,8 +294,8 @@ fn the_log_restarts_above_an_installed_state() {
     let install = |disk: &mut Disk, slot: u64, index: u64, text: &str| {
         let data = Bytes::from(vec![index as u8; BLOCK]);
         let checksums = [crc32c::crc32c(&data)].into();
-        disk.store.install(group(1), InstalledSlot { slot, index, present: 1, data, checksums }).unwrap();
-        disk.store.commit_install(group(1), index, Bytes::from_static(b"hard")).unwrap();
+        disk.store.install(group(1), index, InstalledSlot { slot, index, present: 1, data, checksums }).unwrap();
+        disk.store.commit_install(group(1), Bytes::from_static(b"hard")).unwrap();
         disk.run();
         let wrong = disk.store.finish_install(group(1), index, state(text), 0);
         let Err(InstallError::Hash { found, .. }) = wrong else { panic!("{wrong:?}") };

@@ -88,13 +88,13 @@ impl Machine {
     }
 
     /// Begins a commit of what was installed.
-    fn commit_install(&mut self, towards: u64) {
+    fn commit_install(&mut self) {
         let index = self.chunks.checkpoint_index(group(0)).unwrap();
         let model = self.models.get_mut(&group(0)).unwrap();
         let last = model.states.last().unwrap().clone();
         model.states.push(last);
         let hard_state = state(index, 0).hard_state;
-        self.chunks.commit_install(group(0), towards, index * 10, hard_state).unwrap();
+        self.chunks.commit_install(group(0), index * 10, hard_state).unwrap();
         self.collect();
     }
 
@@ -124,9 +124,9 @@ impl Machine {
         };
         for slots in differing.chunks(part) {
             for slot in slots {
-                self.chunks.install(group(0), (*slot).clone()).unwrap();
+                self.chunks.install(group(0), delta.index, (*slot).clone()).unwrap();
             }
-            self.commit_install(delta.index);
+            self.commit_install();
             if !settle(self) {
                 return (differing.len(), false);
             }
@@ -232,9 +232,9 @@ fn without_one_slot(n: usize) -> Result<(), InstallError> {
     let data: Vec<usize> = (0..short.slots.len()).filter(|slot| short.slots[*slot].present != 0).collect();
     short.slots.remove(data[n % data.len()]);
     for slot in &short.slots {
-        receiver.chunks.install(group(0), slot.clone()).unwrap();
+        receiver.chunks.install(group(0), 40, slot.clone()).unwrap();
     }
-    receiver.commit_install(40);
+    receiver.commit_install();
     receiver.settle();
     receiver.finish_install(&short, &log)?;
     receiver.settle();
@@ -252,10 +252,10 @@ fn a_map_that_is_not_the_senders_is_refused_and_can_still_be_completed() {
     let part = Delta { slots: whole.slots[..3].to_vec(), ..whole };
     let whole = delta(&log, 40, 0);
     for slot in &part.slots {
-        receiver.chunks.install(group(0), slot.clone()).unwrap();
+        receiver.chunks.install(group(0), 40, slot.clone()).unwrap();
     }
     assert_eq!(receiver.finish_install(&whole, &log), Err(StoreError::Busy.into()), "slots are not committed");
-    receiver.commit_install(40);
+    receiver.commit_install();
     receiver.settle();
     assert!(matches!(receiver.finish_install(&whole, &log), Err(InstallError::Hash { .. })));
     assert!(receiver.install(&whole, &log, 50, u64::MAX).1);
@@ -269,11 +269,11 @@ fn nothing_is_installed_over_entries_that_are_not_checkpointed() {
     let mut receiver = machine(1, &log, 10);
     let slot = delta(&log, 12, 0).slots.remove(0);
     receiver.apply(group(0), log[10].mutations.clone());
-    assert_eq!(receiver.chunks.install(group(0), slot.clone()), Err(StoreError::Busy));
+    assert_eq!(receiver.chunks.install(group(0), 12, slot.clone()), Err(StoreError::Busy));
     receiver.checkpoint(group(0), state(11, 0));
-    assert_eq!(receiver.chunks.install(group(0), slot.clone()), Err(StoreError::Busy), "it is under way");
+    assert_eq!(receiver.chunks.install(group(0), 12, slot.clone()), Err(StoreError::Busy), "it is under way");
     receiver.settle();
-    assert_eq!(receiver.chunks.install(group(0), slot), Ok(()));
+    assert_eq!(receiver.chunks.install(group(0), 12, slot), Ok(()));
 }
 
 #[test]
@@ -296,15 +296,15 @@ fn tombstones_forgotten_too_early_are_caught_by_the_hash() {
     let mut early = delta(&log, 3, 1);
     early.slots.retain(|slot| slot.slot != 0);
     for slot in &early.slots {
-        receiver.chunks.install(group(0), slot.clone()).unwrap();
+        receiver.chunks.install(group(0), 3, slot.clone()).unwrap();
     }
-    receiver.commit_install(3);
+    receiver.commit_install();
     receiver.settle();
     assert!(matches!(receiver.finish_install(&early, &log), Err(InstallError::Hash { .. })));
     // The full comparison drops what the sender does not know.
     let gone = InstalledSlot { slot: 0, index: 0, present: 0, data: Bytes::new(), checksums: [].into() };
-    receiver.chunks.install(group(0), gone).unwrap();
-    receiver.commit_install(3);
+    receiver.chunks.install(group(0), 3, gone).unwrap();
+    receiver.commit_install();
     receiver.settle();
     receiver.finish_install(&early, &log).unwrap();
     receiver.settle();

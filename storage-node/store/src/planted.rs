@@ -13,6 +13,8 @@ pub enum Bug {
     SkipWalFlush,
     /// Recovery ends the log at the first bad checksum, whatever follows.
     TruncateAtBadChecksum,
+    /// A delta is taken for complete whatever the hash of the map is.
+    InstallAnyMap,
 }
 
 #[cfg(feature = "planted")]
@@ -42,3 +44,4 @@ macro_rules! switch {
 switch!(acknowledge_before_flush, AcknowledgeBeforeFlush);
 switch!(skip_wal_flush, SkipWalFlush);
 switch!(truncate_at_bad_checksum, TruncateAtBadChecksum);
+switch!(install_any_map, InstallAnyMap);

@@ -15,13 +15,13 @@ use holdfast_consensus::{
     Position, Raft, Refusal, Restored, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_planted::Bug;
 use holdfast_store::group::{
     APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, RECORDS_MAX, Record, RecoveredGroup, StoreError,
 };
 use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
-use crate::planted::{self, Bug};
 
 /// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
 /// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.
@@ -423,7 +423,7 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => {
+                Some(sequence) if sequence > self.persisted && !holdfast_planted::is(Bug::VoteNotFlushed) => {
                     self.held.push_back((sequence, to, message))
                 }
                 _ => outputs.push(Output::Send { to, message }),

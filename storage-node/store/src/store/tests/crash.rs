@@ -67,7 +67,7 @@ fn check_crashes(run: &Run) -> Result<(), String> {
         }
         for op in store.take_ops() {
             let crate::ops::DeviceOp::Write { id, offset, data, durable: true } = op else { continue };
-            crashed.write_through(offset, &data).unwrap();
+            crashed.write_durable_at(offset, &data).unwrap();
             store.on_completion(id, Ok(bytes::Bytes::new()));
         }
         crashed.crash(|_, _| false);
@@ -232,7 +232,7 @@ fn rot_that_a_crash_cannot_tell_from_a_torn_tail_is_told_by_the_mark() {
 
 #[cfg(feature = "planted")]
 mod planted {
-    use crate::planted::{Bug, plant};
+    use holdfast_planted::{Bug, plant};
 
     /// The bug is gone when the test ends, however it ends: the thread may serve another test.
     struct Planted;

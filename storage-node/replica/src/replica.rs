@@ -367,8 +367,8 @@ impl<S: StateMachine> Replica<S> {
         result
     }
 
-    /// The disk hangs: hands the leadership, if it is here, to the reachable peer that has the most. Repeating is
-    /// harmless.
+    /// The disk hangs, or the process ends: hands the leadership, if it is here, to the reachable peer that has the most.
+    /// Repeating is harmless.
     pub fn yield_leadership(&mut self, context: &mut Context<'_>) {
         let peers = self.raft.status().peers.into_iter().filter(|peer| peer.reachable);
         let Some(best) = peers.max_by_key(|peer| peer.flushed) else { return };

@@ -4,6 +4,7 @@
 //! The workload knows exactly what was acknowledged, and checks every read against it while the faults go on.
 
 mod attachments;
+mod certificates;
 mod failover;
 mod harness;
 mod model;

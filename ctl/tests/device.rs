@@ -366,3 +366,110 @@ fn a_device_that_was_taken_over_fails_for_good_needs_root_needs_fuse() {
     }
     assert_eq!(world.devices(), Vec::<String>::new());
 }
+
+/// A PostgreSQL of its own on the mounted volume, as the user that it needs to be.
+struct Postgres {
+    programs: PathBuf,
+    data: PathBuf,
+    socket: PathBuf,
+}
+
+impl Postgres {
+    const USER: &str = "postgres";
+
+    fn create(world: &World) -> Postgres {
+        let installed = fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|entry| entry.path().join("bin"));
+        let (data, socket) = (world.mount.join("pg"), world.directory.path().join("pg"));
+        let postgres = Postgres { programs: installed.max().unwrap(), data, socket };
+        for directory in [&postgres.data, &postgres.socket] {
+            fs::create_dir(directory).unwrap();
+            host("chown", &[Self::USER, directory.to_str().unwrap()]);
+        }
+        host("chmod", &["755", world.directory.path().to_str().unwrap()]);
+        postgres.must("initdb", &["--auth=trust", "--data-checksums", "--pgdata", postgres.data.to_str().unwrap()]);
+        postgres
+    }
+
+    fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", Self::USER, "--regid", Self::USER, "--clear-groups"]);
+        command.arg(self.programs.join(program)).args(arguments);
+        command.env("PGHOST", &self.socket).env("PGDATABASE", "postgres").current_dir("/").stdin(Stdio::null());
+        command
+    }
+
+    fn must(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.command(program, arguments).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{program} {arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Its log goes beside the data's file system, which must be free to be unmounted.
+    fn control(&self, verb: &str, more: &[&str]) {
+        let (data, log) = (self.data.to_str().unwrap(), self.socket.join("log"));
+        let options = format!("-c listen_addresses= -c unix_socket_directories={}", self.socket.display());
+        let mut arguments = vec![verb, "--wait", "--timeout=120", "--silent", "--pgdata", data];
+        if verb == "start" {
+            arguments.extend(["--log", log.to_str().unwrap(), "--options", &options]);
+        }
+        arguments.extend(more);
+        self.must("pg_ctl", &arguments);
+    }
+
+    fn ask(&self, query: &str) -> String {
+        self.must("psql", &["--no-psqlrc", "--tuples-only", "--no-align", "--command", query])
+    }
+
+    /// As many transactions as pgbench was told of, and every balance the sum of its changes.
+    fn verify(&self, transactions: usize) {
+        assert_eq!(self.ask("select count(*) from pgbench_history"), transactions.to_string());
+        let sums = [("abalance", "accounts"), ("bbalance", "branches"), ("tbalance", "tellers"), ("delta", "history")];
+        let sums = sums.map(|(column, table)| self.ask(&format!("select sum({column}) from pgbench_{table}")));
+        assert!(sums.iter().all(|sum| *sum == sums[0]), "{sums:?}");
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        let stop = ["stop", "--silent", "--mode=immediate", "--pgdata", self.data.to_str().unwrap()];
+        let _ = self.command("pg_ctl", &stop).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    }
+}
+
+#[test]
+fn pgbench_runs_through_killed_agents_needs_root_needs_fuse_needs_postgres() {
+    const CLIENTS: usize = 4;
+    const TRANSACTIONS: usize = 1000;
+    let world = World::new();
+    let device = world.mount("ext4");
+    let postgres = Postgres::create(&world);
+    postgres.control("start", &[]);
+    postgres.must("pgbench", &["--initialize", "--quiet", "--scale=2"]);
+    let (clients, each) = (CLIENTS.to_string(), TRANSACTIONS.to_string());
+    let run = ["--client", &clients, "--jobs=2", "--transactions", &each, "--max-tries=1", "--no-vacuum"];
+    let bench = postgres.command("pgbench", &run).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let all = CLIENTS * TRANSACTIONS;
+    for quarter in 1..4 {
+        let until = Instant::now() + HANG;
+        while postgres.ask("select count(*) from pgbench_history").parse::<usize>().unwrap() < all * quarter / 4 {
+            assert!(Instant::now() < until, "pgbench does not go on");
+        }
+        world.kill("agent", "-KILL");
+        assert_eq!(world.run(&["attach", "v", "--device"]), device, "the same device");
+    }
+    let output = bench.wait_with_output().unwrap();
+    let (said, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{said}{error}");
+    assert!(said.contains(&format!("transactions actually processed: {all}/{all}")), "{said}{error}");
+    postgres.verify(all);
+    // Its own recovery, from what it had made durable; then every page's checksum, read from the nodes.
+    postgres.control("stop", &["--mode=immediate"]);
+    postgres.control("start", &[]);
+    postgres.verify(all);
+    postgres.control("stop", &["--mode=fast"]);
+    world.run(&["detach", "v"]);
+    world.mount("ext4");
+    postgres.must("pg_checksums", &["--check", "--pgdata", postgres.data.to_str().unwrap()]);
+    world.run(&["detach", "v"]);
+}

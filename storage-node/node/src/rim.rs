@@ -4,6 +4,8 @@
 //! control calls (a waker). Per wake-up it gathers what happened, steps the shard once, and carries out the effects.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
@@ -14,7 +16,7 @@ use holdfast_id::{ClusterId, DiskId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::wire::Encoded;
-use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
 use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
 use holdfast_transport::{
     Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
@@ -139,6 +141,15 @@ impl Rim {
         options.cluster = Some(superblock.cluster);
         let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
         transport.listen(listener)?;
+        if let Some(sockets) = &self.config.sockets {
+            // Agents that find no socket connect over TLS: its lack costs time, nothing else.
+            match bind_local(sockets, self.node) {
+                Ok(listener) => transport.listen_unix(listener)?,
+                Err(error) => {
+                    tracing::warn!(%error, folder = %sockets.display(), "no socket for agents of this machine")
+                }
+            }
+        }
         let waker = Arc::clone(&self.waker);
         // A wake-up that fails leaves the answer to the next one: heartbeats come every 100 ms.
         let wake = Arc::new(move || drop(waker.wake()));
@@ -377,6 +388,16 @@ impl Live {
             // A client that does not take its answers has lost them: it starts again with a new connection.
             self.transport.close(*connection);
         }
+    }
+}
+
+/// A socket left by a dead process is in the way: this one has the disk, so no other serves as this node.
+fn bind_local(folder: &Path, node: NodeId) -> std::io::Result<UnixListener> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join(socket_name(node));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
     }
 }
 

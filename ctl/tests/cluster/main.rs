@@ -7,6 +7,7 @@ mod attachments;
 mod certificates;
 mod failover;
 mod harness;
+mod hostile;
 mod model;
 mod nbd;
 mod power_loss;

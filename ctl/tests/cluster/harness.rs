@@ -210,10 +210,13 @@ impl Cluster {
     }
 
     pub fn agent_pid(&self, agent: &str) -> u32 {
-        let home = self.dir().join("agents").join(agent);
-        let pids = processes_naming(&home);
+        let pids = self.agents(agent);
         assert_eq!(pids.len(), 1, "one agent {agent}");
         pids[0]
+    }
+
+    pub fn agents(&self, agent: &str) -> Vec<u32> {
+        processes_naming(&self.dir().join("agents").join(agent))
     }
 }
 

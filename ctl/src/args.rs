@@ -48,6 +48,10 @@ pub enum Verb {
 }
 
 impl Verb {
+    pub fn prints_lists(&self) -> bool {
+        matches!(self, Verb::Status(_) | Verb::Explain(_) | Verb::Node(_) | Verb::Volume(_) | Verb::Disk(_))
+    }
+
     pub fn is_daemon(&self) -> bool {
         matches!(self, Verb::StorageNode(_) | Verb::Agent(_) | Verb::Keeper(_) | Verb::Dev(Dev::Up(_)))
     }

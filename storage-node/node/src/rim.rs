@@ -19,7 +19,7 @@ use holdfast_protocol::wire::Encoded;
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
 use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
 use holdfast_transport::{
-    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
+    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent, Versions,
 };
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -183,7 +183,8 @@ impl Rim {
             }
             let mut events = Vec::new();
             self.take_calls(&mut events);
-            let completions = self.disk.completions();
+            let disk_ready = readiness.iter().any(|event| event.token() == DISK);
+            let completions = if disk_ready { self.disk.completions() } else { Vec::new() };
             let Some(live) = &mut self.live else { continue };
             live.take_frames(&readiness, &mut events);
             events.extend(completions.into_iter().map(|(id, result)| Event::Device { id, result }));
@@ -365,8 +366,11 @@ impl Live {
                 PeerMessage::Raft { .. } | PeerMessage::Control { .. } => Class::Data,
                 PeerMessage::Delta { .. } => Class::Bulk,
             };
-            // A full or closed connection loses the message; whoever needs an answer sends again.
-            let _ = self.transport.send(connection, class, into_frame(message.encode()));
+            match self.transport.send(connection, class, into_frame(message.encode())) {
+                // Who needs an answer sends again.
+                Ok(()) | Err(SendError::Full | SendError::Closed) => {}
+                Err(error @ SendError::TooLong) => tracing::error!(%node, %error, "a message that can never be sent"),
+            }
         }
         for (client, reply) in effects.clients {
             self.reply(client, &reply);

@@ -14,7 +14,6 @@ mod leading;
 pub mod liveness;
 mod log;
 pub mod message;
-pub mod planted;
 mod progress;
 pub mod raft;
 mod random;

@@ -25,6 +25,7 @@ pub fn serve(options: StorageNode) -> Result<()> {
         api: options.api,
         pki: options.pki,
         join: options.join.map(|cluster| holdfast_node::Join { cluster, seeds: options.seeds }),
+        sockets: options.sockets,
         device_fault: options.device_fault,
     })
 }

@@ -220,7 +220,9 @@ fn spawn(options: &Options, file: &ClusterFile, name: &str) -> Result<Child> {
         .arg("--dir")
         .arg(&node.dir)
         .arg("--pki")
-        .arg(ClusterFile::pki(&options.dir));
+        .arg(ClusterFile::pki(&options.dir))
+        .arg("--sockets")
+        .arg(ClusterFile::sockets(&options.dir));
     if file.founded {
         command.args(["--join", &file.cluster.to_string()]);
         for other in file.nodes.iter().filter(|other| other.name != name) {

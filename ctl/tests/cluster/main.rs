@@ -4,8 +4,10 @@
 //! The workload knows exactly what was acknowledged, and checks every read against it while the faults go on.
 
 mod attachments;
+mod certificates;
 mod failover;
 mod harness;
+mod hostile;
 mod membership;
 mod model;
 mod nbd;

@@ -9,7 +9,7 @@
 
 mod change;
 pub mod codec;
-pub mod planted;
+pub mod rebuild;
 pub mod replica;
 pub mod wire;
 

@@ -240,8 +240,13 @@ impl MetadataGroup {
             Output::BecameLeader(_) => {
                 core.elected_in_joint_change += u64::from(self.replica.configuration().is_joint());
             }
-            Output::NeedsDelta { .. } => {}
             Output::DirectoryChanged => core.members_changed = true,
+            Output::SendRebuild { to, message } => {
+                if let Some(node) = self.replica.node_of(to) {
+                    core.send_rebuild(node, self.group(), self.replica.id(), to, &message);
+                }
+            }
+            Output::Fetch { request, fetch } => core.fetch(self.group(), request, fetch),
             Output::Serving(_) => {
                 self.serving = true;
                 self.look = true;

@@ -284,12 +284,17 @@ impl VolumeGroup {
             Output::BecameLeader(_) => {
                 core.elected_in_joint_change += u64::from(self.replica.configuration().is_joint());
             }
-            Output::NeedsDelta { .. } => {}
             Output::DirectoryChanged => {
                 core.members_changed = true;
                 let clients: Vec<ClientId> = self.clients.iter().copied().collect();
                 clients.into_iter().for_each(|client| self.tell_replicas(core, client));
             }
+            Output::SendRebuild { to, message } => {
+                if let Some(node) = self.replica.node_of(to) {
+                    core.send_rebuild(node, group, self.replica.id(), to, &message);
+                }
+            }
+            Output::Fetch { request, fetch } => core.fetch(group, request, fetch),
             Output::Serving(term) => {
                 self.serving = Some(term);
                 for client in &self.clients {
@@ -372,6 +377,7 @@ impl VolumeGroup {
                 let steps = self.admission.on_read(read, result);
                 self.run_steps(core, steps);
             }
+            ReadPurpose::Rebuild { .. } => unreachable!("answered to the replica itself"),
             ReadPurpose::Client { token } => {
                 let Some(read) = self.reads.remove(&token) else { return };
                 let range = read.range.expect("only reads of a range reach the store");

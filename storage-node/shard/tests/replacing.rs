@@ -315,7 +315,9 @@ fn an_empty_disk_is_filled_again_though_leaders_change_meanwhile() {
         if killed < 2 {
             world.run_until("a change of members", |world| {
                 world.shards().any(|(other, shard)| other == node(killed) && shard.leads_joint_change())
-                    || world.shards().all(|(_, shard)| volumes.iter().all(|group| shard.machine_state(*group).is_some()))
+                    || world
+                        .shards()
+                        .all(|(_, shard)| volumes.iter().all(|group| shard.machine_state(*group).is_some()))
             });
             world.stop(node(killed));
             kills += 1;

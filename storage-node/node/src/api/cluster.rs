@@ -117,7 +117,7 @@ impl Cluster for Services {
             view.connected = *id == self.node || peer.is_some_and(|(_, connected, suspected)| *connected && !suspected);
             view.metadata_leader = *id == self.node;
             if !view.connected && node.state != NodeState::Removed {
-                asked.push((nodes.len(), tokio::spawn(look_at(self.tls.clone(), node.api_address.clone()))));
+                asked.push((nodes.len(), tokio::spawn(look_at(self.tls(), node.api_address.clone()))));
             }
             nodes.push(view);
         }
@@ -447,7 +447,7 @@ impl Services {
     async fn must_not_serve(&self, catalogue: &Catalogue, disk: DiskId) -> Result<(), Status> {
         let node = catalogue.disks().get(&disk).and_then(|known| catalogue.nodes().get(&known.node));
         let Some(node) = node else { return Ok(()) };
-        let probe = look_at(self.tls.clone(), node.api_address.clone()).await;
+        let probe = look_at(self.tls(), node.api_address.clone()).await;
         let serves = |probe: &v1::ProbeResponse| {
             probe.disk_state() == v1::DiskState::Formatted && probe.disk_id == disk.to_string()
         };
@@ -470,7 +470,7 @@ impl Services {
         for place in &places {
             let node = catalogue.nodes().get(&place.node).filter(|_| catalogue.counts(place));
             let address = node.map(|node| node.api_address.clone());
-            let (tls, volume_id, replica_id) = (self.tls.clone(), view.volume_id.clone(), place.replica.to_string());
+            let (tls, volume_id, replica_id) = (self.tls(), view.volume_id.clone(), place.replica.to_string());
             asked.push(tokio::spawn(async move {
                 let channel = holdfast_api::channel::connect(&address?, &tls, PEER_WITHIN).await.ok()?;
                 let request = v1::ListReplicasRequest { volume_id };

@@ -1,6 +1,6 @@
 //! What the control API asks of a shard, and what it answers.
 
-use holdfast_consensus::{LogIndex, Standing, Term};
+use holdfast_consensus::{LogIndex, Member, Standing, Term};
 use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{FoundError, Founder};
 use holdfast_metadata::command::Command;
@@ -96,6 +96,11 @@ pub struct ReplicaReport {
     pub voters: usize,
     /// False for a learner, and for one that is no member any more.
     pub votes: bool,
+    /// The configuration in force; while it changes, both sides of it.
+    pub members: Vec<Member>,
+    pub outgoing: Vec<Member>,
+    /// False while damage keeps it from voting and standing.
+    pub may_vote: bool,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
     /// Why it serves no more.

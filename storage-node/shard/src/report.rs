@@ -124,6 +124,9 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         checkpointed: replica.checkpointed(),
         voters: voters(replica),
         votes: replica.configuration().is_voter(replica.id()),
+        members: replica.configuration().members.clone(),
+        outgoing: replica.configuration().outgoing.clone(),
+        may_vote: status.may_vote,
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),
     }

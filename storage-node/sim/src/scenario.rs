@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_consensus::Timestamp;
+use holdfast_consensus::{Member, Role, Timestamp};
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{Founder, VolumeState};
 use holdfast_metadata::command::{Command, RegisterNode};
@@ -126,7 +126,9 @@ impl Scenario {
         for number in 0..nodes {
             let node = identifier(&mut prng, NodeId::from_bytes);
             let disk_id = identifier(&mut prng, DiskId::from_bytes);
-            let megabytes = *prng.pick(&[112u64, 128]);
+            // Room for what a log full of small writes is promised after a restart, before any of it is known to be
+            // committed: a follower that is short of it takes nothing more, and a bare quorum cannot do without one.
+            let megabytes = *prng.pick(&[512u64, 640]);
             let disk = SimDisk::new(root.split("disk", u64::from(number)), DiskOptions::solid_state(megabytes << 20));
             let format = FormatOptions {
                 wal_segment_bytes: 5 << 20,
@@ -169,6 +171,10 @@ impl Scenario {
         kinds.truncate(prng.between(4, FaultKind::ALL.len() as u64) as usize);
         if !kinds.iter().any(|kind| kind.breaks()) {
             kinds.push(FaultKind::Kill);
+        }
+        if nodes > 3 {
+            // Where there is somewhere to move to, it is to be shown: a move takes seconds, and most strikes are in vain.
+            kinds.extend([FaultKind::MembershipChange; 2]);
         }
         let pause_max = *prng.pick(&[Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2)]);
         let lasts_max = *prng.pick(&[Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)]);
@@ -487,6 +493,11 @@ impl Scenario {
         Err(self.stuck("the metadata plane has no leader"))
     }
 
+    /// Where members live, and in which role.
+    fn machines_of(&self, members: &[Member]) -> Vec<(End, Role)> {
+        members.iter().map(|member| (self.world.end_of(member.node), member.role)).collect()
+    }
+
     fn stuck(&self, what: &str) -> Failure {
         let mut text = what.to_owned();
         for machine in &self.world.machines {
@@ -495,7 +506,7 @@ impl Scenario {
             for volume in report.iter().flat_map(|report| &report.volumes) {
                 let r = &volume.replica;
                 text.push_str(&format!(
-                    "\n    {} {:?} term {} last {} flushed {} committed {} applied {} checkpointed {} serving {} epoch {} lagging {} stopped {:?} peers {:?}",
+                    "\n    {} {:?} term {} last {} flushed {} committed {} applied {} checkpointed {} serving {} epoch {} lagging {} stopped {:?} peers {:?} may vote {} members {:?} from {:?}",
                     volume.volume,
                     r.standing,
                     r.term.0,
@@ -508,7 +519,10 @@ impl Scenario {
                     volume.epoch.0,
                     volume.lagging.len(),
                     r.stopped,
-                    r.peers.iter().map(|(_, flushed, reachable)| (flushed.0, *reachable)).collect::<Vec<_>>()
+                    r.peers.iter().map(|(_, flushed, reachable)| (flushed.0, *reachable)).collect::<Vec<_>>(),
+                    r.may_vote,
+                    self.machines_of(&r.members),
+                    self.machines_of(&r.outgoing),
                 ));
             }
             if let Some(report) = &report {

@@ -6,6 +6,8 @@
 pub enum Bug {
     /// Messages leave before the hard state that they depend on is durable.
     VoteNotFlushed,
+    /// A delta brings the blocks and leaves the state machine, with its sessions, as it was.
+    StateLeftOutOfDelta,
 }
 
 #[cfg(feature = "planted")]

@@ -38,6 +38,7 @@ impl Planted {
             bug!("skip-wal-flush", holdfast_store::planted, SkipWalFlush),
             bug!("truncate-at-bad-checksum", holdfast_store::planted, TruncateAtBadChecksum),
             bug!("vote-not-flushed", holdfast_replica::planted, VoteNotFlushed),
+            bug!("state-left-out-of-delta", holdfast_replica::planted, StateLeftOutOfDelta),
             bug!("booted-voter-votes", holdfast_consensus::planted, BootedVoterVotes),
             bug!("lease-not-checked", holdfast_consensus::planted, LeaseNotChecked),
             bug!("committed-alone", holdfast_consensus::planted, CommittedAlone),

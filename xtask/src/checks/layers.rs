@@ -89,6 +89,7 @@ const LAYERS: [Layer; 19] = [
             "holdfast-id",
             "holdfast-metadata",
             "holdfast-protocol",
+            "holdfast-replica",
             "holdfast-shard",
             "holdfast-store",
             "holdfast-transport",

@@ -18,13 +18,13 @@ use holdfast_consensus::{
     Position, Raft, Refusal, Restored, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_planted::Bug;
 use holdfast_store::group::{
     APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, RECORDS_MAX, Record, RecoveredGroup, StoreError,
 };
 use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
-use crate::planted::{self, Bug};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::{LOG_KEPT_BYTES_MAX, Permits};
 use crate::replica::rebuilding::Rebuilds;
@@ -411,8 +411,8 @@ impl<S: StateMachine> Replica<S> {
         result
     }
 
-    /// The disk hangs: hands the leadership, if it is here, to the reachable peer that has the most. Repeating is
-    /// harmless.
+    /// The disk hangs, or the process ends: hands the leadership, if it is here, to the reachable peer that has the most.
+    /// Repeating is harmless.
     pub fn yield_leadership(&mut self, context: &mut Context<'_>) {
         let peers = self.raft.status().peers.into_iter().filter(|peer| peer.reachable);
         let Some(best) = peers.max_by_key(|peer| peer.flushed) else { return };
@@ -475,7 +475,7 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => {
+                Some(sequence) if sequence > self.persisted && !holdfast_planted::is(Bug::VoteNotFlushed) => {
                     self.held.push_back((sequence, to, message))
                 }
                 _ => outputs.push(Output::Send { to, message }),

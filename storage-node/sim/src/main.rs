@@ -70,15 +70,15 @@ fn run(seed: u64, verbose: bool) -> Result<Report, Failure> {
 
 #[cfg(feature = "planted")]
 fn planted(arguments: &Arguments, name: &str) -> ExitCode {
-    use holdfast_sim::planted::Planted;
+    use holdfast_planted::Bug;
 
-    let Some(planted) = Planted::named(name) else {
-        let names: Vec<&str> = Planted::all().iter().map(|planted| planted.name).collect();
+    let Some(bug) = Bug::named(name) else {
+        let names: Vec<&str> = Bug::ALL.iter().map(|bug| bug.name()).collect();
         eprintln!("error: no bug is called {name}; there are {}", names.join(", "));
         return ExitCode::from(USAGE);
     };
     for seed in arguments.seeds() {
-        if let Some(failure) = planted.found_by(seed, Options { verbose: arguments.replay }) {
+        if let Some(failure) = holdfast_sim::planted::found_by(bug, seed, Options { verbose: arguments.replay }) {
             println!("{name} is found by seed {seed}: {failure}");
             return ExitCode::SUCCESS;
         }

@@ -47,11 +47,8 @@ impl Tally {
         );
         let (operations, bytes) = (self.operations, self.bytes_verified);
         let lagging = self.lagging;
-        writeln!(
-            text,
-            "{operations} operations, {bytes} bytes verified, {lagging} replicas left behind the log"
-        )
-        .expect("a string takes everything");
+        writeln!(text, "{operations} operations, {bytes} bytes verified, {lagging} replicas left behind the log")
+            .expect("a string takes everything");
         let faults: Vec<String> = FaultKind::ALL
             .iter()
             .map(|kind| format!("{kind:?} {}", self.faults.get(kind).copied().unwrap_or(0)))

@@ -19,6 +19,7 @@ mod recovery;
 use std::collections::VecDeque;
 
 use holdfast_id::{DiskId, GroupId, ReplicaId};
+use holdfast_planted::Bug;
 
 use self::batch::{Batch, encoded_bytes};
 use self::format::{BatchHeader, Mark};
@@ -148,7 +149,7 @@ impl Wal {
             InFlight::Batch { id: submitted, batch, oldest_generation } => {
                 assert_eq!(id, submitted, "one operation is in flight");
                 self.on_batch_durable(&batch, oldest_generation);
-                if !crate::planted::acknowledge_before_flush() {
+                if !holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
                     self.tell_flushed(&batch.batch);
                 }
             }
@@ -365,11 +366,11 @@ impl Wal {
         let oldest_generation = self.oldest_generation();
         let (offset, data) = self.finish(&mut placed, oldest_generation);
         let id = self.ids.take();
-        if crate::planted::acknowledge_before_flush() {
+        if holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
             self.tell_flushed(&placed.batch);
         }
         self.in_flight = Some(InFlight::Batch { id, batch: placed, oldest_generation });
-        DeviceOp::Write { id, offset, data, durable: !crate::planted::skip_wal_flush() }
+        DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }
     }
 
     /// The device offset and bytes of a placed batch.
@@ -431,7 +432,7 @@ impl Wal {
         let data = AlignedBuffer::padded(&mark.encode());
         let offset = mark.device_offset();
         self.in_flight = Some(InFlight::Mark { id, mark });
-        DeviceOp::Write { id, offset, data, durable: !crate::planted::skip_wal_flush() }
+        DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }
     }
 
     fn on_mark_durable(&mut self, mark: &Mark) {

@@ -24,8 +24,11 @@ struct Tier {
     obstacle: fn() -> Option<String>,
 }
 
-const TIERS: [Tier; 2] =
-    [Tier { name: "needs_root", obstacle: not_root }, Tier { name: "needs_fuse", obstacle: no_fuse }];
+const TIERS: [Tier; 3] = [
+    Tier { name: "needs_root", obstacle: not_root },
+    Tier { name: "needs_fuse", obstacle: no_fuse },
+    Tier { name: "needs_postgres", obstacle: no_postgres },
+];
 
 /// With `nextest` arguments what they select runs and nothing else: no documentation
 /// tests, no planted bugs, no tier left out.
@@ -90,6 +93,13 @@ fn no_fuse() -> Option<String> {
         let opened = fs::OpenOptions::new().read(true).write(true).open(device);
         opened.err().map(|error| format!("{device}: {error}"))
     })
+}
+
+/// Debian's packages: programs under this path by version, and a user of that name.
+fn no_postgres() -> Option<String> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = versions.into_iter().any(|version| version.path().join("bin/pgbench").exists());
+    (!found).then(|| "/usr/lib/postgresql: no version with pgbench (Debian: postgresql)".to_owned())
 }
 
 #[cfg(test)]

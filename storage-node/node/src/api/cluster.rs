@@ -315,7 +315,7 @@ impl Services {
         let mut asked = Vec::new();
         for entry in &volume.members {
             let address = catalogue.nodes().get(&entry.member.node).map(|node| node.api_address.clone());
-            let (tls, volume_id) = (self.tls.clone(), view.volume_id.clone());
+            let (tls, volume_id) = (self.tls(), view.volume_id.clone());
             asked.push(tokio::spawn(async move {
                 let channel = holdfast_api::channel::connect(&address?, &tls, PEER_WITHIN).await.ok()?;
                 let request = v1::ListReplicasRequest { volume_id };

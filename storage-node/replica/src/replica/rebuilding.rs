@@ -16,11 +16,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_consensus::{LogIndex, Position, ProgressState, Timestamp};
 use holdfast_id::ReplicaId;
+use holdfast_planted::Bug;
 use holdfast_store::chunk::{Changes, FrozenId, INDEX_MAX};
 use holdfast_store::group::{GroupState, InstallError, InstalledSlot, ReadError, StoreError};
 
 use crate::codec::{self, Snapshot};
-use crate::planted::{self, Bug};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::receiver::{GiveUp, Offer, Receiver, ReceiverAction};
 use crate::rebuild::sender::{Sender, SenderAction};
@@ -334,7 +334,7 @@ impl<S: StateMachine> Replica<S> {
         let Pending { offer, snapshot, machine } = pending;
         let position = offer.position;
         let follows = self.raft.position_at(position.index) == Some(position);
-        if !planted::is(Bug::StateLeftOutOfDelta) {
+        if !holdfast_planted::is(Bug::StateLeftOutOfDelta) {
             self.machine = machine;
         }
         self.directory = snapshot.directory;

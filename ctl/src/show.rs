@@ -68,6 +68,7 @@ pub fn volume_json(volume: &v1::Volume) -> Value {
                 "healthy": replica.healthy,
                 "condition": condition(replica),
                 "behind": replica.behind,
+                "rebuild": replica.rebuild.as_ref().map(rebuild_json),
                 "reason": replica.reason.as_ref().map(reason_json),
             })
         })
@@ -102,6 +103,21 @@ fn condition(replica: &v1::ReplicaStatus) -> &'static str {
         v1::ReplicaCondition::Stopped => "stopped",
         v1::ReplicaCondition::Lost => "lost",
     }
+}
+
+fn rebuild_json(rebuild: &v1::Rebuild) -> Value {
+    let phase = match rebuild.phase() {
+        v1::RebuildPhase::Unspecified => "unknown",
+        v1::RebuildPhase::Waiting => "waiting",
+        v1::RebuildPhase::Copying => "copying",
+        v1::RebuildPhase::Done => "done",
+    };
+    json!({
+        "phase": phase,
+        "slotsCompared": rebuild.slots_compared,
+        "bytesCopied": rebuild.bytes_copied,
+        "bytesListed": rebuild.bytes_listed,
+    })
 }
 
 fn role(replica: &v1::ReplicaStatus) -> &'static str {

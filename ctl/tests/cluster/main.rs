@@ -12,5 +12,6 @@ mod membership;
 mod model;
 mod nbd;
 mod power_loss;
+mod rebuild;
 mod refusals;
 mod workload;

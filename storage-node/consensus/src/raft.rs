@@ -380,6 +380,22 @@ impl<C: Command> Raft<C> {
         }
     }
 
+    /// The log goes, while the state that takes its place is on its way, for what it holds up. Like any replica that
+    /// lost what it promised, this one votes again when it has caught up with an elected leader.
+    ///
+    /// Panics unless it is being installed.
+    pub fn forget_log(&mut self, now: Timestamp) {
+        self.now = now;
+        assert!(self.installing, "only a log that is to be replaced is given up");
+        let base = self.log.base().index;
+        self.may_vote = false;
+        self.log.truncate_from(base.next());
+        self.committed = base;
+        self.announced = base;
+        self.matched = LogIndex(0);
+        self.save_hard_state(self.hard_state);
+    }
+
     /// Entries up to and with `to` leave memory.
     ///
     /// Panics unless `to` was told in `Effect::Committed` or restored as committed.

@@ -411,6 +411,7 @@ impl<S: StateMachine> Replica<S> {
         }
         self.checkpointed = LogIndex(index);
         self.freeze_for_rebuilds(context);
+        self.tell_checkpoint(context);
         let usage = context.store.usage();
         // With three quarters of its log in use the disk needs the space for what is new.
         let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
@@ -536,6 +537,7 @@ impl<S: StateMachine> Replica<S> {
         if self.stopped {
             return;
         }
+        self.give_log_up_if_pressed(context);
         self.retry_refused(context.store, outputs);
         self.apply(context.store, outputs);
         for effect in self.raft.take_effects() {

@@ -84,6 +84,7 @@ impl Shard {
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
                 lagging: lagging(&group.replica),
+                rebuilds: group.replica.rebuilds(),
             }
         });
         let peers = self.core.watched.iter();
@@ -122,6 +123,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         committed: status.committed,
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
+        rebuilding: replica.installing(),
         voters: voters(replica),
         votes: replica.configuration().is_voter(replica.id()),
         members: replica.configuration().members.clone(),

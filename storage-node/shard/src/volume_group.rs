@@ -297,10 +297,13 @@ impl VolumeGroup {
             Output::Fetch { request, fetch } => core.fetch(group, request, fetch),
             Output::Serving(term) => {
                 self.serving = Some(term);
+                let geometry = self.replica.machine().volume.geometry();
                 for client in &self.clients {
                     let reply = Reply::Leading { volume: group.volume, term };
                     core.effects.clients.push((*client, reply));
                     self.tell_replicas(core, *client);
+                    // The leader before may not have come to tell it.
+                    core.effects.clients.push((*client, Reply::Resized { volume: group.volume, geometry }));
                 }
             }
             Output::LostLeadership(_) => {
@@ -323,7 +326,8 @@ impl VolumeGroup {
     }
 
     fn on_applied(&mut self, core: &mut Core, position: Position, outcome: &Outcome) {
-        if *outcome == Outcome::Resized {
+        // A follower may be ahead of the leader, which would refuse what its clients then ask for.
+        if *outcome == Outcome::Resized && self.serving.is_some() {
             let geometry = self.replica.machine().volume.geometry();
             for client in &self.clients {
                 core.effects.clients.push((*client, Reply::Resized { volume: self.volume(), geometry }));

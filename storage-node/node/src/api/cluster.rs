@@ -537,12 +537,21 @@ fn judge(
     let behind = leader.map_or(0, |leader| leader.committed_index.saturating_sub(answer.flushed_index));
     replica.behind = behind;
     let lagging = leader.is_some_and(|leader| leader.lagging_replica_ids.contains(&replica.replica_id));
+    let mut rebuilds = leader.into_iter().flat_map(|leader| &leader.rebuilds);
+    replica.rebuild = rebuilds.find(|rebuild| rebuild.replica_id == replica.replica_id).cloned();
+    let learns = replica.role() == v1::ReplicaRole::Learner;
     let (condition, why) = if answer.stopped.is_some() {
         (Condition::Stopped, answer.stopped)
-    } else if lagging {
-        let message = format!("the copy on {node} needs log entries that the leader no longer has");
-        (Condition::Rebuilding, reason("ReplicaLagging", message, "wait for its rebuild"))
-    } else if replica.role() == v1::ReplicaRole::Learner {
+    } else if lagging || answer.rebuilding {
+        let message = match &replica.rebuild {
+            Some(rebuild) if rebuild.phase() == v1::RebuildPhase::Copying => format!(
+                "the copy on {node} is being rebuilt: {} bytes copied, {} parts of 64 KiB compared",
+                rebuild.bytes_copied, rebuild.slots_compared
+            ),
+            _ => format!("the copy on {node} needs more than the leader's log has, and waits for its rebuild"),
+        };
+        (Condition::Rebuilding, reason("ReplicaRebuilding", message, "wait for its rebuild"))
+    } else if learns {
         let message = format!("the copy on {node} is {behind} entries behind and does not vote yet");
         (Condition::Learner, reason("ReplicaLearning", message, "wait: it is catching up"))
     } else if behind > BEHIND_MAX {

@@ -89,8 +89,6 @@ pub struct Machine {
 impl Machine {
     pub fn new(
         end: End,
-        node: NodeId,
-        disk_id: DiskId,
         disk: SimDisk,
         format: FormatOptions,
         clock: Clock,
@@ -99,8 +97,8 @@ impl Machine {
     ) -> Machine {
         Machine {
             end,
-            node,
-            disk_id,
+            node: format.node,
+            disk_id: format.disk,
             disk,
             format,
             wipes: 0,

@@ -144,7 +144,7 @@ impl Scenario {
             let clock = Clock::new(Timestamp(0), shown, 0);
             let shard = ShardOptions { drift_ppm, ..ShardOptions::new(0) };
             let own = root.split("machine", u64::from(number));
-            machines.push(Machine::new(End::Node(number), node, disk_id, disk, format, clock, shard, own));
+            machines.push(Machine::new(End::Node(number), disk, format, clock, shard, own));
         }
         let latency = *prng.pick(&[
             Latency::uniform(Duration::from_micros(30), Duration::from_micros(150)),

@@ -524,6 +524,9 @@ impl<S: StateMachine> Replica<S> {
 
     fn rebuild_directory(&mut self) {
         let configuration = &self.directory_of;
+        // A leader that goes out leads on until that is committed: it is owed answers, and the promises made to it.
+        let leader = self.raft.leader().and_then(|leader| Some((leader, *self.directory.get(&leader)?)));
+        self.strangers.extend(leader);
         self.strangers.retain(|stranger, _| !configuration.is_member(*stranger));
         let members = configuration.members.iter().chain(&configuration.outgoing);
         self.directory = members.map(|member| (member.replica, member.node)).collect();

@@ -53,7 +53,7 @@ fn replica(number: u8) -> ReplicaId {
 
 fn state(index: u64) -> GroupState {
     // Longer than one chunk at times.
-    let bytes = if index % 3 == 0 { 300_000 } else { 100 };
+    let bytes = if index.is_multiple_of(3) { 300_000 } else { 100 };
     let state = index.to_le_bytes().into_iter().cycle().take(bytes).collect::<Vec<u8>>().into();
     GroupState { hard_state: Bytes::from_static(b"hard"), position: Bytes::new(), state }
 }
@@ -114,7 +114,7 @@ impl Machine {
             }
             DeviceOp::Write { offset, data, durable, .. } => {
                 if durable {
-                    self.device.write_through(offset, &data).unwrap();
+                    self.device.write_durable_at(offset, &data).unwrap();
                 } else {
                     self.device.write_at(offset, &data).unwrap();
                 }

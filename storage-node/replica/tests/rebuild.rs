@@ -114,7 +114,7 @@ impl Machine {
             }
             DeviceOp::Write { offset, data, durable, .. } => {
                 if durable {
-                    self.device.write_through(offset, &data).unwrap();
+                    self.device.write_durable_at(offset, &data).unwrap();
                 } else {
                     self.device.write_at(offset, &data).unwrap();
                 }

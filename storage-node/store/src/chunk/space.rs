@@ -86,7 +86,7 @@ impl Chunks {
         }
     }
 
-    fn available_blocks(&self) -> u64 {
+    pub(super) fn available_blocks(&self) -> u64 {
         (self.allocator.free_slots() * SLOT_BLOCKS).saturating_sub(self.reserved_blocks)
     }
 

@@ -6,4 +6,5 @@ mod golden;
 mod harness;
 mod oracle;
 mod readers;
+mod repair;
 mod space;

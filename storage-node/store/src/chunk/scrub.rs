@@ -6,17 +6,21 @@
 //! [`RepairEvent::Corrupt`]; what memory still knows (headers, states, cached pages) is written again by the group's
 //! next checkpoint, without a peer.
 //!
+//! A group whose counts and hash are not known, because a page was lost, has them again after a pass that found all of
+//! its map while no checkpoint came in between.
+//!
 //! Between two steps nothing is held: a step looks up where it is from the root then in force, so a pass sees each
 //! leaf in one of the versions it had meanwhile, and a version written meanwhile is younger than the pass.
 
 use std::ops::Bound;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_id::GroupId;
 
-use crate::chunk::header::{Copy, Header, StateHome};
+use crate::chunk::header::{Copy, Counts, Header, StateHome};
 use crate::chunk::layout::{SLOT_BLOCKS, SLOT_BYTES};
-use crate::chunk::page::{FAN_OUT, FAN_OUT_BITS, LEAF_BLOCKS, Page, PageId, PageRef};
+use crate::chunk::page::{FAN_OUT, FAN_OUT_BITS, LEAF_BLOCKS, Leaf, Page, PageId, PageRef};
 use crate::chunk::read::Purpose;
 use crate::chunk::repair::RepairEvent;
 use crate::chunk::walk::Waiter;
@@ -50,10 +54,13 @@ enum Stage {
         crc: u32,
         generation: u64,
     },
-    /// Leaves below `next` are done, the last of them was `last`.
+    /// Leaves below `next` are done, the last of them was `last`. `counts`: what they and the pages above them name,
+    /// as of the header of `generation`, unless something is lost.
     Map {
         next: u64,
         last: Option<u64>,
+        generation: u64,
+        counts: Option<Counts>,
     },
 }
 
@@ -71,6 +78,7 @@ enum Next {
     Waits,
     Leaf {
         number: u64,
+        leaf: Arc<Page>,
         path: Vec<(PageId, PageRef)>,
     },
     /// This leaf lies below a page that is lost.
@@ -83,6 +91,21 @@ enum Next {
 impl Scrub {
     pub fn oldest(&self, none: u64) -> u64 {
         self.serial.unwrap_or(none)
+    }
+}
+
+impl Stage {
+    const fn map(generation: u64) -> Stage {
+        Stage::Map { next: 0, last: None, generation, counts: Some(Counts { slots: 0, pages: 0, hash: 0 }) }
+    }
+}
+
+impl Counts {
+    fn add_leaf(&mut self, number: u64, leaf: &Leaf) {
+        for (n, _) in leaf.slots.iter().enumerate().filter(|(_, slot)| !slot.place.is_none()) {
+            self.slots += 1;
+            self.hash = self.hash.wrapping_add(leaf.slot_hash(number, n));
+        }
     }
 }
 
@@ -115,7 +138,9 @@ impl Chunks {
             match at.stage {
                 Stage::Header => self.scrub_header(at.group),
                 Stage::State { next, crc, generation } => self.scrub_state(at.group, next, crc, generation),
-                Stage::Map { next, last } => self.scrub_map(at.group, next, last),
+                Stage::Map { next, last, generation, counts } => {
+                    self.scrub_map(at.group, next, last, generation, counts);
+                }
             }
         }
         if self.scrub.waiting == 0 && self.scrub.serial.take().is_some() {
@@ -133,6 +158,15 @@ impl Chunks {
         self.scrub.at = next.map(|(group, _)| At { group: *group, stage: Stage::Header });
     }
 
+    /// All of a map was seen.
+    fn scrub_end(&mut self, group: GroupId, counts: Option<Counts>) {
+        if let (Some(counts), Some(found)) = (counts, self.groups.get_mut(&group)) {
+            // Where they were known, they are what is found: open has compared them, and commits keep them.
+            found.header.counts.get_or_insert(counts);
+        }
+        self.scrub_next_group(group);
+    }
+
     fn scrub_read(&mut self, offset: u64, length: usize, io: ScrubIo) {
         let id = self.ids.take();
         self.pending.insert(id, Pending::Scrub(io));
@@ -148,7 +182,7 @@ impl Chunks {
         let header = &found.header;
         let generation = header.generation;
         let stage = match &header.state {
-            StateHome::Inline(_) => Stage::Map { next: 0, last: None },
+            StateHome::Inline(_) => Stage::map(generation),
             StateHome::Slots { .. } => Stage::State { next: 0, crc: 0, generation },
         };
         // Headers being written are as good as new.
@@ -178,34 +212,46 @@ impl Chunks {
             // A checkpoint has written another one.
             Some(StateHome::Inline(_)) | None => {}
         }
-        self.scrub_on(group, Stage::Map { next: 0, last: None });
+        let generation = self.groups.get(&group).map_or(0, |found| found.header.generation);
+        self.scrub_on(group, Stage::map(generation));
     }
 
-    fn scrub_map(&mut self, group: GroupId, next: u64, last: Option<u64>) {
+    fn scrub_map(&mut self, group: GroupId, next: u64, last: Option<u64>, generation: u64, mut counts: Option<Counts>) {
         let Some(found) = self.groups.get(&group).filter(|found| !found.deleting) else {
             return self.scrub_next_group(group);
         };
         let (root, replica) = (found.header.root, found.header.replica);
-        let Some(at) = root.page else { return self.scrub_next_group(group) };
+        if found.committing || found.header.generation != generation {
+            counts = None;
+        }
+        let Some(at) = root.page else { return self.scrub_end(group, counts) };
         let id = PageId { group, replica, level: root.level, number: 0 };
         match self.next_leaf(id, at, next, &mut Vec::new()) {
             Next::Waits => self.scrub.waiting += 1,
-            Next::End => self.scrub_next_group(group),
+            Next::End => self.scrub_end(group, counts),
             Next::Lost { number } => {
                 self.tell_leaf_lost(group, number);
-                self.scrub_on(group, Stage::Map { next: number + 1, last });
+                self.scrub_on(group, Stage::Map { next: number + 1, last, generation, counts: None });
                 // What it costs to fetch.
                 self.scrub.bytes += LEAF_BLOCKS * BLOCK_BYTES as u64;
             }
-            Next::Leaf { number, path } => {
-                self.scrub_on(group, Stage::Map { next: number + 1, last: Some(number) });
+            Next::Leaf { number, leaf, path } => {
+                if let Some(counts) = &mut counts {
+                    counts.add_leaf(number, leaf.leaf());
+                }
+                let lost = leaf.leaf().slots.iter().any(|slot| slot.lost != 0);
                 for (id, at) in path {
                     let shift = FAN_OUT_BITS * u32::from(id.level);
                     if last.is_none_or(|last| last >> shift != number >> shift) {
+                        if let Some(counts) = &mut counts {
+                            counts.pages += 1;
+                        }
                         let offset = self.layout.offset(at.place);
                         self.scrub_read(offset, BLOCK_BYTES, ScrubIo::Page { id, at, leaf: number });
                     }
                 }
+                let counts = counts.filter(|_| !lost);
+                self.scrub_on(group, Stage::Map { next: number + 1, last: Some(number), generation, counts });
                 self.scrub.waiting += 1;
                 if self.start_read(group, number * LEAF_BLOCKS, LEAF_BLOCKS, Purpose::Scrub).is_err() {
                     self.scrub.waiting -= 1;
@@ -229,7 +275,7 @@ impl Chunks {
         };
         path.push((id, at));
         if id.level == 0 {
-            return Next::Leaf { number: id.number, path: std::mem::take(path) };
+            return Next::Leaf { number: id.number, leaf: page, path: std::mem::take(path) };
         }
         for i in 0..FAN_OUT {
             let Some(child) = page.inner().children[i] else { continue };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::chunk::cache::PageCache;
 use crate::chunk::layout::{Place, SLOT_BLOCKS};
 use crate::chunk::page::{LEAF_BLOCKS, LEAF_SLOTS};
-use crate::chunk::tests::harness::{Blocks, Machine, Random, bytes_of, group, replica, state, write, zero};
+use crate::chunk::tests::harness::{Blocks, Machine, Random, bytes_of, group, hash_of, replica, state, write, zero};
 use crate::chunk::{Mending, RepairEvent, SlotCopy};
 use crate::device::BLOCK_BYTES;
 use crate::group::ReadError;
@@ -410,6 +410,8 @@ fn a_scrub_finds_every_kind_of_rot_and_all_of_it_is_repaired() {
             let before = machine.chunks.counters();
             scrub(&mut machine);
             assert_eq!(machine.chunks.counters(), before, "kind {kind}");
+            let (index, hash) = machine.chunks.map_hash(group(0)).expect("the pass has counted what was lost");
+            assert_eq!(hash, hash_of(&machine.models[&group(0)].blocks_at(index)));
             machine.crash();
             machine.check_leaks();
         }

@@ -325,7 +325,8 @@ impl Live {
             let class = match message {
                 PeerMessage::Heartbeat { .. } | PeerMessage::HeartbeatReply { .. } => Class::Control,
                 PeerMessage::Raft { .. } | PeerMessage::Control { .. } => Class::Data,
-                PeerMessage::Delta { .. } => Class::Bulk,
+                PeerMessage::RepairRequest { .. } => Class::Data,
+                PeerMessage::Delta { .. } | PeerMessage::RepairReply { .. } => Class::Bulk,
             };
             // A full or closed connection loses the message; whoever needs an answer sends again.
             let _ = self.transport.send(connection, class, into_frame(message.encode()));

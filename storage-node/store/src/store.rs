@@ -255,14 +255,14 @@ impl Store {
     }
 
     /// Reads a slot for another replica; see [`Chunks::read_slot`].
-    pub fn read_slot(&mut self, group: GroupId, slot: u64, token: u64) {
-        self.chunks.read_slot(group, slot, token);
+    pub fn read_slot(&mut self, group: GroupId, slot: u64, applied: u64, token: u64) {
+        self.chunks.read_slot(group, slot, applied, token);
         self.settle();
     }
 
     /// Takes what is corrupt here from another replica's copy; see [`Chunks::mend`].
-    pub fn mend(&mut self, group: GroupId, slot: u64, copy: SlotCopy, token: u64) {
-        self.chunks.mend(group, slot, copy, token);
+    pub fn mend(&mut self, group: GroupId, slot: u64, copy: SlotCopy, applied: u64, token: u64) {
+        self.chunks.mend(group, slot, copy, applied, token);
         self.settle();
     }
 

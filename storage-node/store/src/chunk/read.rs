@@ -78,8 +78,15 @@ impl Chunks {
         }
     }
 
-    pub(super) fn start_slot_read(&mut self, group: GroupId, slot: u64, token: u64) -> Result<(), ReadError> {
-        let index = self.groups.get(&group).map_or(0, |found| found.applied);
+    pub(super) fn start_slot_read(
+        &mut self,
+        group: GroupId,
+        slot: u64,
+        index: u64,
+        token: u64,
+    ) -> Result<(), ReadError> {
+        let applied = self.groups.get(&group).map_or(0, |found| found.applied);
+        assert!(index >= applied, "{group} has applied {applied}, and its owner knows only of {index}");
         self.start_read(group, slot * SLOT_BLOCKS, SLOT_BLOCKS, Purpose::Copy { token, index })
     }
 

@@ -89,6 +89,8 @@ pub struct Mend {
     slot: u64,
     copy: SlotCopy,
     token: u64,
+    /// The caller has applied all entries up to it here.
+    applied: u64,
     /// Where the walk began.
     root: Root,
 }
@@ -98,19 +100,21 @@ impl Chunks {
         std::mem::take(&mut self.repair_events)
     }
 
-    /// Reads a slot for another replica; [`RepairEvent::SlotRead`] with the token follows.
-    pub fn read_slot(&mut self, group: GroupId, slot: u64, token: u64) {
-        match self.start_slot_read(group, slot, token) {
+    /// Reads a slot for another replica; [`RepairEvent::SlotRead`] with the token follows. All entries up to `applied`
+    /// have been applied, also those that change no block.
+    pub fn read_slot(&mut self, group: GroupId, slot: u64, applied: u64, token: u64) {
+        match self.start_slot_read(group, slot, applied, token) {
             Ok(()) => self.advance(),
             Err(error) => self.repair_events.push(RepairEvent::SlotRead { token, result: Err(error) }),
         }
     }
 
     /// Takes what it lacks of a slot from another replica's copy; [`RepairEvent::Mended`] with the token follows.
-    pub fn mend(&mut self, group: GroupId, slot: u64, copy: SlotCopy, token: u64) {
+    /// `applied` as above.
+    pub fn mend(&mut self, group: GroupId, slot: u64, copy: SlotCopy, applied: u64, token: u64) {
         let serial = self.next_read;
         self.next_read += 1;
-        self.mends.insert(serial, Mend { group, slot, copy, token, root: Root::default() });
+        self.mends.insert(serial, Mend { group, slot, copy, token, applied, root: Root::default() });
         self.start_mend(serial);
         self.advance();
     }
@@ -155,7 +159,7 @@ impl Chunks {
         if copy.index < header.index {
             return Mending::Stale;
         }
-        if found.applied < copy.index.max(header.write_back_to) {
+        if found.applied.max(mend.applied) < copy.index || found.applied < header.write_back_to {
             return Mending::Behind;
         }
         assert!(copy.is_consistent(), "who received a copy has looked at its length");

@@ -27,7 +27,8 @@ fn copy_of(blocks: &Blocks, slot: u64, index: u64) -> SlotCopy {
 }
 
 fn mend(machine: &mut Machine, slot: u64, copy: SlotCopy) -> Mending {
-    machine.chunks.mend(group(0), slot, copy, slot);
+    let applied = machine.models[&group(0)].last();
+    machine.chunks.mend(group(0), slot, copy, applied, slot);
     machine.settle();
     let events = machine.chunks.take_repair_events();
     let mended = |event: &RepairEvent| match event {
@@ -150,7 +151,7 @@ fn blocks_that_changed_meanwhile_are_not_taken_from_the_copy() {
     machine.apply(group(0), vec![write(18, &numbers[1..2]), zero(20, 2)]);
     machine.collect();
     machine.complete(0);
-    machine.chunks.mend(group(0), 1, copy, 0);
+    machine.chunks.mend(group(0), 1, copy, 0, 0);
     machine.apply(group(0), vec![write(19, &numbers[2..])]);
     machine.settle();
     let mended = RepairEvent::Mended { token: 0, result: Mending::Mended { blocks: 12, missing: 0 } };
@@ -172,7 +173,7 @@ fn a_slot_keeps_the_index_of_its_latest_change_when_older_blocks_are_mended() {
     let copy = copy_at(&machine, 1, changed);
     machine.checkpoint(group(0), state(3, 10));
     machine.collect();
-    machine.chunks.mend(group(0), 1, copy, 0);
+    machine.chunks.mend(group(0), 1, copy, 0, 0);
     machine.settle();
     finish(&mut machine);
     let frozen = machine.chunks.freeze(group(0)).unwrap();

@@ -159,6 +159,8 @@ pub struct LogDamageReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScrubReport {
     pub running: bool,
+    /// Passes ended since the start.
+    pub passes: u64,
     /// Read by the pass under way, or the last one.
     pub bytes: u64,
     /// How long ago the last pass ended, how long it took, and what it read.

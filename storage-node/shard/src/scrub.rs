@@ -42,6 +42,7 @@ pub(crate) struct Scrubbing {
     state: State,
     began: Timestamp,
     bytes: u64,
+    passes: u64,
     last: Option<(Timestamp, Duration, u64)>,
 }
 
@@ -62,7 +63,7 @@ impl Scrubbing {
     /// `at_once`: the disk was found damaged.
     pub(crate) fn new(options: ScrubOptions, now: Timestamp, at_once: bool) -> Scrubbing {
         let until = if at_once { now } else { now + options.first_after };
-        Scrubbing { options, state: State::Rests { until }, began: now, bytes: 0, last: None }
+        Scrubbing { options, state: State::Rests { until }, began: now, bytes: 0, passes: 0, last: None }
     }
 
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
@@ -75,6 +76,7 @@ impl Scrubbing {
     pub(crate) fn report(&self, now: Timestamp) -> ScrubReport {
         ScrubReport {
             running: !matches!(self.state, State::Rests { .. }),
+            passes: self.passes,
             bytes: self.bytes,
             last: self.last.map(|(ended, took, bytes)| (now.since(ended), took, bytes)),
         }
@@ -108,6 +110,7 @@ impl Shard {
         let scrub = &mut self.scrub;
         scrub.bytes += bytes;
         if finished {
+            scrub.passes += 1;
             scrub.last = Some((now, now.since(scrub.began), scrub.bytes));
             scrub.state = State::Rests { until: now + scrub.options.interval };
             return;

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod convert;
+mod health;
 mod node;
 
 use std::sync::Arc;

@@ -134,6 +134,13 @@ impl Rim {
         transport.listen(listener)?;
         let peers = Peers::open(&self.config.dir, self.node)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
+        let damaged = shard.report().log_damage.groups;
+        if damaged > 0 {
+            tracing::warn!(
+                damaged,
+                "the log was damaged: copies on this disk do not vote before they have followed an elected leader"
+            );
+        }
         self.live = Some(Live {
             shard,
             transport,

@@ -10,4 +10,5 @@ mod model;
 mod nbd;
 mod power_loss;
 mod refusals;
+mod rot;
 mod workload;

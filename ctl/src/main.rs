@@ -12,6 +12,7 @@ mod node;
 mod show;
 mod volume;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -19,11 +20,22 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Arguments, Verb};
 
+#[cfg(all(feature = "planted", not(debug_assertions)))]
+compile_error!("planted bugs are for tests: no release has them");
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "planted")]
+    plant();
     let default_level = if arguments.verb.is_daemon() { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    if arguments.verb.prints_lists() {
+        // Who reads a list with `head` wants it to end quietly.
+        // SAFETY: the default action is set before any thread is started.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     let result = match arguments.verb {
         Verb::Demo(options) => demo::run(options),
         Verb::Dev(verb) => dev::run(verb),
@@ -44,5 +56,14 @@ fn main() -> ExitCode {
             eprintln!("holdfast: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The bug that a test wants of this process and of those it starts.
+#[cfg(feature = "planted")]
+fn plant() {
+    if let Ok(name) = std::env::var("HOLDFAST_PLANTED") {
+        let bug = holdfast_planted::Bug::named(&name).unwrap_or_else(|| panic!("no bug is called {name}"));
+        holdfast_planted::plant_everywhere(bug);
     }
 }

@@ -10,13 +10,13 @@
 use std::collections::BTreeSet;
 
 use holdfast_id::ReplicaId;
+use holdfast_planted::Bug;
 
 use crate::effect::Effect;
 use crate::entry::{Body, Command, Entry, LogIndex, Position, Term};
 use crate::leading::Leading;
 use crate::liveness::Liveness;
 use crate::message::MessageBody;
-use crate::planted::{self, Bug};
 use crate::raft::{Raft, State};
 use crate::time::Timestamp;
 
@@ -170,7 +170,8 @@ impl<C: Command> Raft<C> {
         let index = self.log.configuration_index();
         let before = LogIndex(index.0.saturating_sub(1));
         let leaving = index > self.committed && self.log.configuration_at(before).is_voter(self.options.id);
-        self.may_vote && !self.failed && (self.configuration().is_voter(self.options.id) || leaving)
+        let able = self.may_vote && !self.failed && !self.installing;
+        able && (self.configuration().is_voter(self.options.id) || leaving)
     }
 
     /// An election starts at `at` or a jitter later, if no leader is heard before.
@@ -193,7 +194,7 @@ impl<C: Command> Raft<C> {
             }
             _ => Timestamp::ZERO,
         };
-        if planted::is(Bug::BootedVoterVotes) {
+        if holdfast_planted::is(Bug::BootedVoterVotes) {
             return promised;
         }
         promised.max(self.boot_wait_until)

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use holdfast_id::ReplicaId;
+use holdfast_planted::Bug;
 
 use crate::configuration::ConfigurationError;
 use crate::effect::Effect;
@@ -11,7 +12,6 @@ use crate::entry::{Body, Command, Configuration, LogIndex, Term};
 use crate::liveness::{Liveness, SupportEpoch};
 use crate::log::entry_bytes;
 use crate::message::{AppendResult, MessageBody};
-use crate::planted::{self, Bug};
 use crate::progress::{Progress, ProgressState};
 use crate::raft::{Raft, Retiring, State};
 use crate::refusal::Refusal;
@@ -139,7 +139,7 @@ impl<C: Command> Raft<C> {
         if !self.is_leader() {
             return Err(Refusal::NotLeader { leader: self.leader });
         }
-        let lease = self.lease_holds(liveness) || planted::is(Bug::LeaseNotChecked);
+        let lease = self.lease_holds(liveness) || holdfast_planted::is(Bug::LeaseNotChecked);
         let committed = self.committed;
         if !lease {
             self.seek_quorum();
@@ -344,13 +344,13 @@ impl<C: Command> Raft<C> {
                 self.log.flushed()
             } else {
                 let progress = leading.peers.get(&voter);
-                let submitted = planted::is(Bug::SubmittedCountsAsFlushed);
+                let submitted = holdfast_planted::is(Bug::SubmittedCountsAsFlushed);
                 progress.map_or(LogIndex(0), |progress| if submitted { progress.submitted } else { progress.flushed })
             }
         };
         let configuration = self.log.configuration();
         let mut index = configuration.agreed(flushed).min(configuration.copied(flushed));
-        if planted::is(Bug::CommittedAlone) {
+        if holdfast_planted::is(Bug::CommittedAlone) {
             index = flushed(own);
         }
         // Raft section 5.4.2: entries of older terms commit only under one of this term.

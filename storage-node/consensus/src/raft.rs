@@ -115,6 +115,7 @@ pub struct Raft<C> {
     pub(crate) may_vote: bool,
     pub(crate) failed: bool,
     pub(crate) full: bool,
+    pub(crate) installing: bool,
     pub(crate) election_at: Option<Timestamp>,
     pub(crate) election_tries: u32,
     pub(crate) retiring: Option<Retiring>,
@@ -152,6 +153,7 @@ impl<C: Command> Raft<C> {
             may_vote: restored.may_vote,
             failed: false,
             full: false,
+            installing: false,
             election_at: None,
             election_tries: 0,
             retiring: None,
@@ -351,6 +353,42 @@ impl<C: Command> Raft<C> {
     /// While full, entries offered by a leader are declined; this replica lags.
     pub fn set_full(&mut self, full: bool) {
         self.full = full;
+    }
+
+    /// While another replica's state takes the place of this one's, nothing can be applied: this replica does not stand
+    /// for election. It votes, by its log, which is whole.
+    ///
+    /// Panics if it leads.
+    pub fn set_installing(&mut self, now: Timestamp, installing: bool) {
+        self.now = now;
+        if self.installing == installing {
+            return;
+        }
+        assert!(!self.is_leader(), "a leader has what its log says");
+        self.installing = installing;
+        let follows = self.guard.is_some_and(|guard| guard.until.is_none());
+        if installing {
+            self.state = State::Follower;
+            self.election_at = None;
+        } else if !follows {
+            self.arm_election_again();
+        }
+    }
+
+    /// The log goes, while the state that takes its place is on its way, for what it holds up. Like any replica that
+    /// lost what it promised, this one votes again when it has caught up with an elected leader.
+    ///
+    /// Panics unless it is being installed.
+    pub fn forget_log(&mut self, now: Timestamp) {
+        self.now = now;
+        assert!(self.installing, "only a log that is to be replaced is given up");
+        let base = self.log.base().index;
+        self.may_vote = false;
+        self.log.truncate_from(base.next());
+        self.committed = base;
+        self.announced = base;
+        self.matched = LogIndex(0);
+        self.save_hard_state(self.hard_state);
     }
 
     /// Entries up to and with `to` leave memory.

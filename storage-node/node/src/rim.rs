@@ -4,8 +4,11 @@
 //! control calls (a waker). Per wake-up it gathers what happened, steps the shard once, and carries out the effects.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use holdfast_consensus::Timestamp;
@@ -13,10 +16,10 @@ use holdfast_id::{ClusterId, DiskId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::wire::Encoded;
-use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
 use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
 use holdfast_transport::{
-    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
+    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent, Versions,
 };
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -37,6 +40,9 @@ const TRANSPORT_END: usize = 1 << 20;
 const EVENTS_MAX: usize = 256;
 /// Control calls that may wait for the data thread; one more is refused.
 const CALLS_MAX: usize = 256;
+/// How long a node that is to stop waits for others to lead what it led: several times what that takes where a quorum
+/// is well, and not worth more where none is.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
 
 /// The control thread's end.
 #[derive(Clone)]
@@ -70,13 +76,15 @@ enum Remote {
 
 pub(crate) struct Rim {
     poll: Poll,
+    waker: Arc<Waker>,
     config: Arc<Config>,
     calls: Receiver<(Call, oneshot::Sender<Answer>)>,
     disk: Disk,
     /// `None` while the disk belongs to no cluster: nothing is listened to then but control calls.
     live: Option<Live>,
     node: NodeId,
-    stopping: bool,
+    /// Once it is to end: when at the latest.
+    stop_at: Option<Timestamp>,
 }
 
 /// What a node has once it belongs to a cluster.
@@ -113,7 +121,8 @@ impl Rim {
             );
         }
         poll.registry().register(&mut SourceFd(&disk.fd()), DISK, Interest::READABLE).context("watch the disk")?;
-        let mut rim = Rim { poll, config: Arc::clone(config), calls, disk, live: None, node, stopping: false };
+        let (config, own_waker) = (Arc::clone(config), Arc::clone(&waker));
+        let mut rim = Rim { poll, waker: own_waker, config, calls, disk, live: None, node, stop_at: None };
         rim.go_live()?;
         Ok((rim, Control { calls: sender, waker }))
     }
@@ -132,7 +141,19 @@ impl Rim {
         options.cluster = Some(superblock.cluster);
         let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
         transport.listen(listener)?;
-        let peers = Peers::open(&self.config.dir, self.node)?;
+        if let Some(sockets) = &self.config.sockets {
+            // Agents that find no socket connect over TLS: its lack costs time, nothing else.
+            match bind_local(sockets, self.node) {
+                Ok(listener) => transport.listen_unix(listener)?,
+                Err(error) => {
+                    tracing::warn!(%error, folder = %sockets.display(), "no socket for agents of this machine")
+                }
+            }
+        }
+        let waker = Arc::clone(&self.waker);
+        // A wake-up that fails leaves the answer to the next one: heartbeats come every 100 ms.
+        let wake = Arc::new(move || drop(waker.wake()));
+        let peers = Peers::open(&self.config.dir, self.node, wake)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         let damaged = shard.report().log_damage.groups;
         if damaged > 0 {
@@ -154,14 +175,14 @@ impl Rim {
         Ok(())
     }
 
-    /// Until a stop is asked for.
+    /// Until a stop is asked for and others lead what this node led; ends with a note of that on the disk.
     ///
     /// # Errors
-    /// What the machine no longer gives: epoll, the address book's file.
+    /// What the machine no longer gives: epoll, the address book's file, the disk.
     pub(crate) fn run(mut self) -> Result<()> {
         let mut readiness = Events::with_capacity(EVENTS_MAX);
-        while !self.stopping {
-            let deadline = self.live.as_ref().and_then(Live::deadline);
+        while !self.is_done() {
+            let deadline = [self.live.as_ref().and_then(Live::deadline), self.stop_at].into_iter().flatten().min();
             let timeout = deadline.map(|at| at.since(clock::now()));
             match self.poll.poll(&mut readiness, timeout) {
                 Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error).context("epoll"),
@@ -169,7 +190,8 @@ impl Rim {
             }
             let mut events = Vec::new();
             self.take_calls(&mut events);
-            let completions = self.disk.completions();
+            let disk_ready = readiness.iter().any(|event| event.token() == DISK);
+            let completions = if disk_ready { self.disk.completions() } else { Vec::new() };
             let Some(live) = &mut self.live else { continue };
             live.take_frames(&readiness, &mut events);
             events.extend(completions.into_iter().map(|(id, result)| Event::Device { id, result }));
@@ -185,7 +207,12 @@ impl Rim {
             live.peers.connect_due(&mut live.transport, now);
             live.transport.flush();
         }
-        Ok(())
+        self.disk.close(self.live.map(|live| live.shard))
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(stop_at) = self.stop_at else { return false };
+        self.live.as_ref().is_none_or(|live| live.shard.is_handed_over()) || clock::now() >= stop_at
     }
 
     fn take_calls(&mut self, events: &mut Vec<Event>) {
@@ -197,10 +224,19 @@ impl Rim {
                     Err(error) => Answer::Refused(format!("{error:#}")),
                 },
                 Call::Stop => {
-                    self.stopping = true;
+                    // A second one, sent by whoever notices the end, changes nothing.
+                    self.stop_at.get_or_insert(clock::now() + HAND_OVER_WITHIN);
+                    events.push(Event::Stop);
                     Answer::Done
                 }
-                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => {
+                Call::Credentials(credentials) => match &mut self.live {
+                    Some(live) => match live.transport.set_identity(credentials.0, credentials.1) {
+                        Ok(()) => Answer::Done,
+                        Err(error) => Answer::Refused(error.to_string()),
+                    },
+                    None => Answer::Done,
+                },
+                Call::Learn(_) | Call::Addresses | Call::Shard(_) if self.live.is_none() => {
                     Answer::Refused(match self.disk.view().state {
                         DiskState::Empty => "the node belongs to no cluster yet".into(),
                         DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
@@ -213,6 +249,9 @@ impl Rim {
                         Ok(()) => Answer::Done,
                         Err(error) => Answer::Refused(format!("{error:#}")),
                     }
+                }
+                Call::Addresses => {
+                    Answer::Addresses(self.live.as_ref().expect("checked by the arm before").peers.addresses())
                 }
                 Call::Shard(request) => {
                     let live = self.live.as_mut().expect("checked by the arm before");
@@ -335,8 +374,11 @@ impl Live {
                 PeerMessage::RepairRequest { .. } => Class::Data,
                 PeerMessage::Delta { .. } | PeerMessage::RepairReply { .. } => Class::Bulk,
             };
-            // A full or closed connection loses the message; whoever needs an answer sends again.
-            let _ = self.transport.send(connection, class, into_frame(message.encode()));
+            match self.transport.send(connection, class, into_frame(message.encode())) {
+                // Who needs an answer sends again.
+                Ok(()) | Err(SendError::Full | SendError::Closed) => {}
+                Err(error @ SendError::TooLong) => tracing::error!(%node, %error, "a message that can never be sent"),
+            }
         }
         for (client, reply) in effects.clients {
             self.reply(client, &reply);
@@ -358,6 +400,16 @@ impl Live {
             // A client that does not take its answers has lost them: it starts again with a new connection.
             self.transport.close(*connection);
         }
+    }
+}
+
+/// A socket left by a dead process is in the way: this one has the disk, so no other serves as this node.
+fn bind_local(folder: &Path, node: NodeId) -> std::io::Result<UnixListener> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join(socket_name(node));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
     }
 }
 

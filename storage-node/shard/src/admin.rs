@@ -10,6 +10,7 @@ use holdfast_metadata::planner::PlanError;
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_protocol::session::Epoch;
+use holdfast_replica::rebuild::RebuildProgress;
 use holdfast_store::chunk::Counters;
 use holdfast_store::group::Usage;
 
@@ -102,6 +103,8 @@ pub struct ReplicaReport {
     pub checkpointed: LogIndex,
     /// False after damage of the log, until the replica has followed an elected leader to its end.
     pub may_vote: bool,
+    /// It is being rebuilt, and applies nothing meanwhile.
+    pub rebuilding: bool,
     pub voters: usize,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
@@ -118,6 +121,8 @@ pub struct VolumeReport {
     pub holder: Option<String>,
     /// Replicas that need more than the log still has, as the leader knows them.
     pub lagging: Vec<ReplicaId>,
+    /// Rebuilds that this replica serves, and the last one of each peer since it leads.
+    pub rebuilds: Vec<(ReplicaId, RebuildProgress)>,
     pub repair: RepairReport,
 }
 

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use holdfast_consensus::{LogIndex, ProgressState};
 use holdfast_id::{GroupId, ReplicaId};
+use holdfast_replica::replica::RebuildCounters;
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
@@ -34,6 +35,17 @@ impl Shard {
         }
     }
 
+    /// What the replicas here went through since they were opened.
+    pub fn rebuild_counters(&self) -> RebuildCounters {
+        let volumes = self.volumes.values().map(|volume| volume.replica.rebuild_counters());
+        let metadata = self.metadata.iter().map(|metadata| metadata.replica.rebuild_counters());
+        volumes.chain(metadata).fold(RebuildCounters::default(), |sum, of| RebuildCounters {
+            installed: sum.installed + of.installed,
+            given_up: sum.given_up + of.given_up,
+            hash_mismatches: sum.hash_mismatches + of.hash_mismatches,
+        })
+    }
+
     /// The replica of the group here, how far it has applied the log, and the state that came of it: equal on all
     /// replicas at equal indexes.
     pub fn machine_state(&self, group: GroupId) -> Option<(ReplicaId, LogIndex, Bytes)> {
@@ -60,6 +72,7 @@ impl Shard {
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
                 lagging: lagging(&group.replica),
                 repair: self.repairs.report(group.replica.group(), self.core.now),
+                rebuilds: group.replica.rebuilds(),
             }
         });
         let peers = self.core.watched.iter();
@@ -102,6 +115,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
         may_vote: status.may_vote,
+        rebuilding: replica.installing(),
         voters: replica.directory().len(),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),

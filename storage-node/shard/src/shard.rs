@@ -1,6 +1,7 @@
 //! [`Shard`]: events in, effects out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,8 +11,8 @@ use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_metadata::Catalogue;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
-use holdfast_replica::replica::{RestoreError, machine_state};
-use holdfast_replica::{Context, Replica, StateMachine, wire};
+use holdfast_replica::replica::{Answer, RestoreError, machine_state};
+use holdfast_replica::{Context, Replica, StateMachine, rebuild, wire};
 use holdfast_store::device::Device;
 use holdfast_store::group::{Damage, OpenError, ReadError, RecoveredGroup, StoreEvent};
 use holdfast_store::ops::{DeviceError, OpId};
@@ -20,7 +21,7 @@ use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
 use crate::admin::{AdminError, AdminReply, AdminRequest};
-use crate::core::{ClientId, Core, Effects};
+use crate::core::{ClientId, Core, Effects, PendingRead, ReadPurpose};
 use crate::intents::Orders;
 use crate::machine::VolumeMachine;
 use crate::metadata_group::MetadataGroup;
@@ -39,11 +40,25 @@ const INFLIGHT_BYTES_MAX: usize = 8 << 20;
 pub enum Event {
     PeerConnected(NodeId),
     PeerClosed(NodeId),
-    Peer { from: NodeId, message: PeerMessage },
-    Client { client: ClientId, request: Request },
+    Peer {
+        from: NodeId,
+        message: PeerMessage,
+    },
+    Client {
+        client: ClientId,
+        request: Request,
+    },
     ClientClosed(ClientId),
-    Device { id: OpId, result: Result<Bytes, DeviceError> },
-    Admin { token: u64, request: AdminRequest },
+    Device {
+        id: OpId,
+        result: Result<Bytes, DeviceError>,
+    },
+    Admin {
+        token: u64,
+        request: AdminRequest,
+    },
+    /// The process is about to end: what is led here is handed over. See [`Shard::is_handed_over`].
+    Stop,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -97,11 +112,16 @@ pub struct Shard {
     pub(crate) recovery: LogRecovery,
     deadlines: BTreeSet<(Timestamp, GroupId)>,
     deadline_of: BTreeMap<GroupId, Timestamp>,
+    stopping: bool,
+    /// Groups led here since the stop was asked for whose next leader is not known yet.
+    handing_over: BTreeSet<GroupId>,
 }
 
 /// The calls of a replica that do not depend on its state machine.
 trait Driven {
     fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_rebuild(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_fetched(&mut self, context: &mut Context<'_>, request: u64, answer: Answer);
     fn on_deadline(&mut self, context: &mut Context<'_>);
     fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId);
     fn on_peer_connected(&mut self, context: &mut Context<'_>, node: NodeId);
@@ -111,6 +131,9 @@ trait Driven {
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str);
     fn yield_leadership(&mut self, context: &mut Context<'_>);
     fn lives_on(&self, node: NodeId) -> bool;
+    /// It leads, and somebody is there to lead after it.
+    fn can_yield(&self) -> bool;
+    fn follows(&self) -> bool;
 }
 
 impl<S: StateMachine> Driven for Replica<S> {
@@ -122,6 +145,19 @@ impl<S: StateMachine> Driven for Replica<S> {
         if let Ok(message) = wire::decode(meta, payload) {
             Replica::on_message(self, context, from, message);
         }
+    }
+
+    fn on_rebuild(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes) {
+        if to != self.id() {
+            return;
+        }
+        if let Ok(message) = rebuild::message::decode(meta, payload) {
+            self.on_rebuild_message(context, from, message);
+        }
+    }
+
+    fn on_fetched(&mut self, context: &mut Context<'_>, request: u64, answer: Answer) {
+        Replica::on_fetched(self, context, request, answer);
     }
 
     fn on_deadline(&mut self, context: &mut Context<'_>) {
@@ -159,6 +195,14 @@ impl<S: StateMachine> Driven for Replica<S> {
     fn lives_on(&self, node: NodeId) -> bool {
         self.directory().values().any(|home| *home == node)
     }
+
+    fn can_yield(&self) -> bool {
+        self.status().peers.iter().any(|peer| peer.reachable)
+    }
+
+    fn follows(&self) -> bool {
+        self.leader().is_some_and(|leader| leader != self.id())
+    }
 }
 
 impl Shard {
@@ -185,6 +229,8 @@ impl Shard {
             recovery: LogRecovery::default(),
             deadlines: BTreeSet::new(),
             deadline_of: BTreeMap::new(),
+            stopping: false,
+            handing_over: BTreeSet::new(),
         };
         for group in recovered {
             shard.add_group(group)?;
@@ -196,6 +242,20 @@ impl Shard {
 
     pub fn superblock(&self) -> &Superblock {
         self.core.store.superblock()
+    }
+
+    /// After [`Event::Stop`]: whether nobody waits for this shard. False as long as a group that it led has peers and
+    /// none of them leads it; the rim bounds the wait.
+    pub fn is_handed_over(&self) -> bool {
+        self.stopping && self.handing_over.is_empty()
+    }
+
+    /// Notes an orderly end on the disk, of which nothing may be in flight any more.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn close(self, device: &dyn Device) -> io::Result<()> {
+        self.core.store.close(device)
     }
 
     /// When `step` wants to be called though nothing happens.
@@ -219,6 +279,9 @@ impl Shard {
         self.drive_scrub();
         self.settle();
         self.watch_recovery();
+        if self.stopping {
+            self.hand_over();
+        }
         self.refresh_deadlines();
         self.core.submit();
         std::mem::take(&mut self.core.effects)
@@ -248,7 +311,27 @@ impl Shard {
                 self.core.pairs.on_closed(node);
             }
             Event::Admin { token, request } => self.on_admin(token, request),
+            Event::Stop => self.stopping = true,
         }
+    }
+
+    /// Asks again where nobody was fit to lead yet; and of what is elected here meanwhile.
+    fn hand_over(&mut self) {
+        for group in self.groups() {
+            let handing_over = &mut self.handing_over;
+            let replica: &mut dyn Driven = match self.volumes.get_mut(&group) {
+                Some(volume) => &mut volume.replica,
+                None => &mut self.metadata.as_mut().expect("one of the groups").replica,
+            };
+            if replica.follows() {
+                handing_over.remove(&group);
+            } else if replica.can_yield() {
+                handing_over.insert(group);
+                replica.yield_leadership(&mut self.core.context());
+                self.core.touched.insert(group);
+            }
+        }
+        self.settle();
     }
 
     fn on_peer(&mut self, from: NodeId, message: PeerMessage) {
@@ -269,7 +352,9 @@ impl Shard {
                 self.with_group(group, |replica, context| replica.on_message(context, sender, to, &meta, &payload));
             }
             PeerMessage::Control { body } => self.on_control(from, &body),
-            PeerMessage::Delta { .. } => {}
+            PeerMessage::Delta { group, from: sender, to, meta, payload } => {
+                self.with_group(group, |replica, context| replica.on_rebuild(context, sender, to, &meta, &payload));
+            }
             PeerMessage::RepairRequest { group, from: sender, to, slot } => {
                 self.on_repair_request(from, group, sender, to, slot);
             }
@@ -364,6 +449,16 @@ impl Shard {
                 quiet = false;
                 self.on_repair_event(event);
             }
+            for answer in self.core.store.take_changes() {
+                quiet = false;
+                let Some(PendingRead { group, purpose: ReadPurpose::Rebuild { request }, .. }) =
+                    self.core.reads.remove(&answer.token)
+                else {
+                    continue;
+                };
+                let changes = Answer::Changes(answer.result);
+                self.with_group(group, |replica, context| replica.on_fetched(context, request, changes));
+            }
             while let Some(group) = self.core.touched.pop_first() {
                 quiet = false;
                 self.core.due.insert(group);
@@ -372,6 +467,9 @@ impl Shard {
                 } else if let Some(metadata) = self.metadata.as_mut().filter(|metadata| metadata.group() == group) {
                     metadata.settle(&mut self.core);
                 }
+            }
+            if std::mem::take(&mut self.core.installed) {
+                self.refresh_peers();
             }
             quiet &= !self.carry_out_own();
             if quiet {
@@ -393,6 +491,10 @@ impl Shard {
             }
             StoreEvent::Read { token, result } => {
                 let Some(mut read) = self.core.reads.remove(&token) else { return };
+                if let ReadPurpose::Rebuild { request } = read.purpose {
+                    let slot = Answer::Slot(result);
+                    return self.with_group(read.group, |replica, context| replica.on_fetched(context, request, slot));
+                }
                 if let Err(ReadError::Corrupt { first_block, .. }) = result {
                     match self.park_read(read, first_block) {
                         Ok(()) => return,

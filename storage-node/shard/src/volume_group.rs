@@ -267,12 +267,22 @@ impl VolumeGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
-            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
+            Output::BecameLeader(_) => {}
+            Output::SendRebuild { to, message } => {
+                if let Some(node) = self.replica.node_of(to) {
+                    core.send_rebuild(node, group, self.replica.id(), to, &message);
+                }
+            }
+            Output::Fetch { request, fetch } => core.fetch(group, request, fetch),
+            Output::Installed => core.installed = true,
             Output::Serving(term) => {
                 self.serving = Some(term);
+                let geometry = self.replica.machine().volume.geometry();
                 for client in &self.clients {
                     let reply = Reply::Leading { volume: group.volume, term };
                     core.effects.clients.push((*client, reply));
+                    // The leader before may not have come to tell it.
+                    core.effects.clients.push((*client, Reply::Resized { volume: group.volume, geometry }));
                 }
             }
             Output::LostLeadership(_) => {
@@ -295,7 +305,8 @@ impl VolumeGroup {
     }
 
     fn on_applied(&mut self, core: &mut Core, position: Position, outcome: &Outcome) {
-        if *outcome == Outcome::Resized {
+        // A follower may be ahead of the leader, which would refuse what its clients then ask for.
+        if *outcome == Outcome::Resized && self.serving.is_some() {
             let geometry = self.replica.machine().volume.geometry();
             for client in &self.clients {
                 core.effects.clients.push((*client, Reply::Resized { volume: self.volume(), geometry }));
@@ -349,6 +360,7 @@ impl VolumeGroup {
                 let steps = self.admission.on_read(read, result);
                 self.run_steps(core, steps);
             }
+            ReadPurpose::Rebuild { .. } => unreachable!("answered to the replica itself"),
             ReadPurpose::Client { token } => {
                 let Some(read) = self.reads.remove(&token) else { return };
                 let range = read.range.expect("only reads of a range reach the store");

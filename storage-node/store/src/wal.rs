@@ -19,6 +19,7 @@ mod recovery;
 use std::collections::VecDeque;
 
 use holdfast_id::{DiskId, GroupId, ReplicaId};
+use holdfast_planted::Bug;
 
 use self::batch::{Batch, encoded_bytes};
 use self::format::{BatchHeader, Mark};
@@ -148,7 +149,7 @@ impl Wal {
             InFlight::Batch { id: submitted, batch, oldest_generation } => {
                 assert_eq!(id, submitted, "one operation is in flight");
                 self.on_batch_durable(&batch, oldest_generation);
-                if !crate::planted::acknowledge_before_flush() {
+                if !holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
                     self.tell_flushed(&batch.batch);
                 }
             }
@@ -188,14 +189,14 @@ impl Wal {
     }
 
     /// # Panics
-    /// Where the records do not continue the group's log, or the truncation reaches below the checkpoint.
+    /// Where the records do not continue the group's log.
     pub(crate) fn append(&mut self, append: &Append) -> Result<(), AppendError> {
         if self.failed {
             return Err(AppendError::Failed);
         }
         let log = self.groups.get(append.group).ok_or(AppendError::UnknownGroup)?;
         let replica = log.replica;
-        let last = check_contiguous(append, log.last_appended, log.checkpoint_index);
+        let last = last_after(append, log.last_appended, log.checkpoint_index);
         let bytes = self.check_limits(append)?;
         let closes = self.open.as_ref().is_some_and(|open| {
             let new_group = !open.holds(append.group) && !open.has_room_for_a_group();
@@ -365,11 +366,11 @@ impl Wal {
         let oldest_generation = self.oldest_generation();
         let (offset, data) = self.finish(&mut placed, oldest_generation);
         let id = self.ids.take();
-        if crate::planted::acknowledge_before_flush() {
+        if holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
             self.tell_flushed(&placed.batch);
         }
         self.in_flight = Some(InFlight::Batch { id, batch: placed, oldest_generation });
-        DeviceOp::Write { id, offset, data, durable: !crate::planted::skip_wal_flush() }
+        DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }
     }
 
     /// The device offset and bytes of a placed batch.
@@ -431,7 +432,7 @@ impl Wal {
         let data = AlignedBuffer::padded(&mark.encode());
         let offset = mark.device_offset();
         self.in_flight = Some(InFlight::Mark { id, mark });
-        DeviceOp::Write { id, offset, data, durable: !crate::planted::skip_wal_flush() }
+        DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }
     }
 
     fn on_mark_durable(&mut self, mark: &Mark) {
@@ -449,11 +450,11 @@ impl Wal {
 }
 
 /// The index of the last record after `append`.
-fn check_contiguous(append: &Append, last_appended: u64, checkpoint_index: u64) -> u64 {
+fn last_after(append: &Append, last_appended: u64, checkpoint_index: u64) -> u64 {
     let mut last = last_appended;
     if let Some(from) = append.truncate_from {
-        assert!(from > checkpoint_index, "{}: truncation from {from} at checkpoint {checkpoint_index}", append.group);
-        last = last.min(from - 1);
+        // Below the checkpoint: of a log that an installed state does not come of.
+        last = last.min(from - 1).max(checkpoint_index);
     }
     for record in &append.records {
         assert_eq!(record.index, last + 1, "{}: records are contiguous", append.group);

@@ -132,7 +132,7 @@ impl Services {
     pub(super) async fn ask_nodes(&self, nodes: &mut [v1::ClusterNode]) {
         let mut asked = Vec::new();
         for node in nodes.iter() {
-            let (address, tls, connected) = (node.api_address.clone(), self.tls.clone(), node.connected);
+            let (address, tls, connected) = (node.api_address.clone(), self.tls(), node.connected);
             asked.push(tokio::spawn(async move {
                 if !connected {
                     return None;

@@ -167,6 +167,8 @@ impl Node for Services {
                 lagging_replica_ids: volume.lagging.iter().map(ToString::to_string).collect(),
                 repair: Some(health::repair(&volume.repair)),
                 may_vote: replica.may_vote,
+                rebuilding: replica.rebuilding,
+                rebuilds: volume.rebuilds.iter().map(|(replica, progress)| convert::rebuild(*replica, progress)).collect(),
             }
         });
         Ok(Response::new(v1::ListReplicasResponse { replicas: replicas.collect() }))

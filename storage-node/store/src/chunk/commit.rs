@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use holdfast_id::GroupId;
+use holdfast_planted::Bug;
 
 use crate::chunk::header::{Counts, Header};
 use crate::chunk::layout::{Named, Place, SLOT_BLOCKS, SLOT_BYTES};
@@ -150,7 +151,7 @@ impl Chunks {
         self.plan(&mut commit);
         if commit.stage == Stage::Writing && !self.failed {
             self.submit(&mut commit);
-            if commit.is_written() && commit.wrote {
+            if commit.is_written() && commit.wrote && !holdfast_planted::is(Bug::SkipSlotFlush) {
                 commit.stage = Stage::Flushing;
                 let id = self.ids.take();
                 self.pending.insert(id, Pending::Commit(CommitIo::Flush));
@@ -216,8 +217,8 @@ impl Chunks {
         commit.plan.top = if root.page.is_some() { grown.max(root.level) } else { grown };
         commit.plan.todo = layer.leaves().clone();
 
-        // Zeroes change the map alone.
-        if layer.last_written_leaf().is_none() {
+        // Zeroes change the map alone, and installed slots go to fresh places.
+        if layer.last_written_leaf().is_none() || layer.has_installed() {
             return;
         }
         commit.stage = Stage::Intent;
@@ -325,7 +326,9 @@ impl Chunks {
         let group = self.groups.get_mut(&id).expect("a commit is of a group");
         group.committing = false;
         let mut freed = group.settle(commit.taken, commit.freed);
-        freed.extend(state_slots(&group.header.state));
+        if header.state != group.header.state {
+            freed.extend(state_slots(&group.header.state));
+        }
         match commit.kind {
             Kind::Create => {
                 group.header = header;
@@ -340,6 +343,9 @@ impl Chunks {
                 }
                 let index = header.index;
                 let forget_below = group.header.forget_below;
+                if header.installing == 0 {
+                    (group.installing, group.installing_to) = (false, 0);
+                }
                 group.header = header;
                 group.header.forget_below = forget_below;
                 let mended = !group.mended.is_empty();

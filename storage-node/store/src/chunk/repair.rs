@@ -156,6 +156,10 @@ impl Chunks {
         let Mend { group, slot, copy, .. } = mend;
         let Some(found) = self.groups.get(group).filter(|found| !found.deleting) else { return Mending::Stale };
         let header = &found.header;
+        if found.installing {
+            // What is corrupt is of no single index, and may be replaced anyway.
+            return Mending::Behind;
+        }
         if copy.index < header.index {
             return Mending::Stale;
         }

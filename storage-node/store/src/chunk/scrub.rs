@@ -363,7 +363,7 @@ impl Chunks {
     }
 
     fn rewrite_leaf(&mut self, group: GroupId, leaf: u64) {
-        let Some(found) = self.groups.get_mut(&group) else { return };
+        let Some(found) = self.groups.get_mut(&group).filter(|found| !found.installing) else { return };
         let blocks = found.mended.blocks_needed();
         found.mended.rewrite(leaf);
         self.reserved_blocks += found.mended.blocks_needed() - blocks;

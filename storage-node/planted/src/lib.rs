@@ -33,6 +33,8 @@ bugs! {
     SkipWalFlush = "skip-wal-flush",
     /// A checkpoint's header is written without a flush of what it names.
     SkipSlotFlush = "skip-slot-flush",
+    /// A delta is taken for complete whatever the hash of the map is.
+    InstallAnyMap = "install-any-map",
     /// Recovery ends the log at the first bad checksum, whatever follows.
     TruncateAtBadChecksum = "truncate-at-bad-checksum",
     /// Messages leave before the hard state that they depend on is durable.

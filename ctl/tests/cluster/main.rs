@@ -11,5 +11,6 @@ mod hostile;
 mod model;
 mod nbd;
 mod power_loss;
+mod rebuild;
 mod refusals;
 mod workload;

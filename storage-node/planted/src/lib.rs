@@ -39,6 +39,8 @@ bugs! {
     TruncateAtBadChecksum = "truncate-at-bad-checksum",
     /// Messages leave before the hard state that they depend on is durable.
     VoteNotFlushed = "vote-not-flushed",
+    /// A delta brings the blocks and leaves the state machine, with its sessions, as it was.
+    StateLeftOutOfDelta = "state-left-out-of-delta",
     /// A replica that has just started votes at once, whatever it promised before.
     BootedVoterVotes = "booted-voter-votes",
     /// Reads are served without a lease and without a round.

@@ -34,6 +34,12 @@ impl Tally {
         self.marks.extend(&report.marks);
     }
 
+    /// Whether everything that can happen has, and enough seeds have shown enough.
+    pub fn is_complete(&self) -> bool {
+        let faults = FaultKind::ALL.iter().all(|kind| self.faults.contains_key(kind));
+        faults && MARKS.iter().all(|mark| self.marks.contains(mark)) && self.counted * 10 >= self.seeds * 9
+    }
+
     /// `took`: by a real clock.
     pub fn summary(&self, took: Duration) -> String {
         let seeds = self.seeds + self.failed;

@@ -33,6 +33,7 @@ macro_rules! planted {
 
 planted! {
     planted_committed_alone: CommittedAlone,
+    planted_state_left_out_of_delta: StateLeftOutOfDelta,
     planted_straggler_of_a_closed_session: FenceOnlyAtAdmission,
     planted_read_modify_write_from_committed_state: ReadBeforeApplied,
     planted_overtakes_read_modify_write: OvertakesReadModifyWrite,

@@ -164,6 +164,13 @@ impl Store {
         Ok(())
     }
 
+    /// Whether an append that needs so many blocks would find them; see [`crate::chunk::blocks_for_payload`].
+    pub fn has_room(&mut self, blocks: u64) -> bool {
+        let has_room = self.chunks.has_room(blocks);
+        self.settle();
+        has_room
+    }
+
     /// `Flushed` follows when everything in it is durable.
     ///
     /// # Panics

@@ -99,6 +99,7 @@ const LAYERS: [Layer; 21] = [
             "holdfast-id",
             "holdfast-metadata",
             "holdfast-protocol",
+            "holdfast-replica",
             "holdfast-shard",
             "holdfast-store",
             "holdfast-transport",

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: documentation tests, the planted bugs, then every other test under cargo-nextest.
+//! `cargo xtask test`: documentation tests, the planted bugs, every other test under cargo-nextest, then the simulator.
 //!
 //! Tests that plant a bug have `planted` in their path and need the feature of that name, which compiles the bugs in.
 //! They run apart, so that all other tests see the code that ships.
@@ -30,6 +30,9 @@ const TIERS: [Tier; 3] = [
     Tier { name: "needs_postgres", obstacle: no_postgres },
 ];
 
+/// Two to four minutes on two processors.
+const SEEDS: &str = "300";
+
 /// With `nextest` arguments what they select runs and nothing else: no documentation
 /// tests, no planted bugs, no tier left out.
 pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
@@ -44,7 +47,26 @@ pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
         }
     }
     arguments.extend(nextest.iter().cloned());
-    Step::cargo(workspace, "tests", &arguments).run()
+    Step::cargo(workspace, "tests", &arguments).run()?;
+    if nextest.is_empty() { seeds(workspace) } else { Ok(()) }
+}
+
+/// The simulated cluster, with all that can happen to it.
+fn seeds(workspace: &Workspace) -> Result<()> {
+    let arguments = [
+        "run",
+        "--quiet",
+        "--locked",
+        "-p",
+        "holdfast-sim",
+        "--bin",
+        "holdfast-sim",
+        "--",
+        "--seeds",
+        SEEDS,
+        "--complete",
+    ];
+    Step::cargo(workspace, &format!("{SEEDS} seeds of the simulator"), &arguments).run()
 }
 
 /// Runs the tests that plant bugs, in every crate that has some.

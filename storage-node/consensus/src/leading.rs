@@ -11,7 +11,7 @@ use crate::effect::Effect;
 use crate::entry::{Body, Command, Configuration, LogIndex, Term};
 use crate::liveness::{Liveness, SupportEpoch};
 use crate::log::entry_bytes;
-use crate::message::{AppendResult, MessageBody};
+use crate::message::{AppendResult, MessageBody, Shortage};
 use crate::progress::{Progress, ProgressState};
 use crate::raft::{Raft, Retiring, State};
 use crate::refusal::Refusal;
@@ -212,7 +212,10 @@ impl<C: Command> Raft<C> {
         progress.round_acknowledged = progress.round_acknowledged.max(round);
         progress.reachable = true;
         match result {
-            AppendResult::Submitted(index) => progress.on_submitted(index, flushed),
+            AppendResult::Submitted(index) => {
+                progress.full = false;
+                progress.on_submitted(index, flushed);
+            }
             AppendResult::Mismatch { rejected, hint } => {
                 // A hint above says that the peer's base is there: its log begins later than it was asked for.
                 let stale = (rejected <= progress.flushed && hint.index <= rejected)
@@ -223,7 +226,8 @@ impl<C: Command> Raft<C> {
                     None => progress.on_hint_below_base(hint.index, log.base().index),
                 }
             }
-            AppendResult::Full { last } => {
+            AppendResult::Full { last, of } => {
+                progress.full = of == Shortage::Data;
                 progress.probe(last.min(log.last().index).next());
                 progress.retry_later(now, first, most);
             }

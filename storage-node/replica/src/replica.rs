@@ -15,10 +15,12 @@ use bytes::{Bytes, BytesMut};
 use holdfast_consensus::liveness::pairs::Pairs;
 use holdfast_consensus::{
     Body, Configuration, Effect, Entry, HardState, Liveness, LogIndex, Message, Options, Persist, PersistSequence,
-    Position, ProgressState, Raft, Refusal, Restored, Status, SupportEpoch, Term, Timestamp,
+    Position, ProgressState, Raft, Refusal, Restored, Shortage, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_planted::Bug;
+use holdfast_store::chunk::blocks_for_payload;
+use holdfast_store::device::BLOCK_BYTES;
 use holdfast_store::group::{
     APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, RECORDS_MAX, Record, RecoveredGroup, StoreError,
 };
@@ -174,6 +176,8 @@ pub struct Replica<S> {
     hard_state: HardState,
     /// Appends that the store did not take yet, for space, in order; tried again at every `settle`.
     refused: VecDeque<Append>,
+    /// Room that what was proposed since the last append will need.
+    proposed_blocks: u64,
     in_flight: VecDeque<InFlight>,
     store_sequence: u64,
     persisted: PersistSequence,
@@ -286,6 +290,7 @@ impl<S: StateMachine> Replica<S> {
             disk_failure: None,
             hard_state,
             refused: VecDeque::new(),
+            proposed_blocks: 0,
             in_flight: VecDeque::new(),
             store_sequence: 0,
             persisted: PersistSequence(0),
@@ -428,11 +433,21 @@ impl<S: StateMachine> Replica<S> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
+        let blocks = blocks_for_payload(command.payload.len().div_ceil(BLOCK_BYTES) as u64);
+        if blocks > 0 && self.raft.is_leader() {
+            let has_room = context.store.has_room(self.proposed_blocks + blocks);
+            if !has_room || self.raft.lacks_room() {
+                return Err(Refusal::NoRoom);
+            }
+        }
         if !self.refused.is_empty() {
-            return Err(Refusal::Busy); // The disk is full here: nothing more is taken in before that is on it.
+            return Err(Refusal::Busy); // The log is full here: nothing more is taken in before that is on it.
         }
         let mut result = Err(Refusal::NotLeader { leader: None });
         self.call(context, |raft, now, view| result = raft.propose(now, view, command));
+        if result.is_ok() {
+            self.proposed_blocks += blocks;
+        }
         result.map(|index| Position { term: self.raft.term(), index })
     }
 
@@ -599,6 +614,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn append(&mut self, store: &mut Store, persist: Persist<LogCommand>, outputs: &mut Vec<Output<S::Outcome>>) {
+        self.proposed_blocks = 0;
         if let Some(hard_state) = persist.hard_state {
             self.hard_state = hard_state;
         }
@@ -641,15 +657,15 @@ impl<S: StateMachine> Replica<S> {
         while let Some(append) = self.refused.pop_front() {
             match store.append(append.clone()) {
                 Ok(()) => {}
-                Err(AppendError::Full | AppendError::NoSpace) => {
+                Err(error @ (AppendError::Full | AppendError::NoSpace)) => {
                     self.refused.push_front(append);
-                    self.raft.set_full(true);
-                    return;
+                    let of = if error == AppendError::NoSpace { Shortage::Data } else { Shortage::Log };
+                    return self.raft.set_full(Some(of));
                 }
                 Err(error) => return self.stop(error.to_string(), outputs),
             }
         }
-        self.raft.set_full(self.rebuilds.installing());
+        self.raft.set_full(self.rebuilds.installing().then_some(Shortage::Log));
     }
 
     fn release_held(&mut self, outputs: &mut Vec<Output<S::Outcome>>) {

@@ -167,7 +167,7 @@ impl Shard {
             Ok(Change::UnderWay) => IntentResult::UnderWay { behind: 0 },
             Ok(Change::CatchingUp { behind, .. }) => IntentResult::UnderWay { behind },
             Err(Refusal::NotLeader { .. } | Refusal::Transferring | Refusal::UnfitTarget) => IntentResult::NotLeader,
-            Err(Refusal::NoLease | Refusal::Busy | Refusal::ConfigurationPending) => {
+            Err(Refusal::NoLease | Refusal::Busy | Refusal::NoRoom | Refusal::ConfigurationPending) => {
                 IntentResult::UnderWay { behind: 0 }
             }
             Err(Refusal::Configuration(_)) => IntentResult::Refused(Obstacle::Internal),

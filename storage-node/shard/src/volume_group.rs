@@ -229,6 +229,12 @@ impl VolumeGroup {
                     self.backlog.push_front((command, proposal));
                     return;
                 }
+                Err(Refusal::NoRoom) => {
+                    if let Proposal::Io(ticket) = proposal {
+                        let steps = self.admission.on_refused(ticket, Error::NoSpace);
+                        self.run_steps(core, steps);
+                    }
+                }
                 Err(_) => {
                     self.backlog.push_front((command, proposal));
                     return self.forget_requests(core);

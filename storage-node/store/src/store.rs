@@ -13,7 +13,9 @@ use std::io;
 use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
 
-use crate::chunk::{ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits};
+use crate::chunk::{
+    ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, RepairEvent, SlotCopy,
+};
 use crate::device::{BLOCK_BYTES, Device};
 use crate::group::{
     Append, AppendError, FormatError, GroupState, InstallError, InstalledSlot, Mutation, OpenError, Record,
@@ -164,6 +166,13 @@ impl Store {
         Ok(())
     }
 
+    /// Whether an append that needs so many blocks would find them; see [`crate::chunk::blocks_for_payload`].
+    pub fn has_room(&mut self, blocks: u64) -> bool {
+        let has_room = self.chunks.has_room(blocks);
+        self.settle();
+        has_room
+    }
+
     /// `Flushed` follows when everything in it is durable.
     ///
     /// # Panics
@@ -288,6 +297,33 @@ impl Store {
     pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
         self.chunks.read_frozen(group, id, first_block, count, token);
         self.settle();
+    }
+
+    /// Reads a slot for another replica; see [`Chunks::read_slot`].
+    pub fn read_slot(&mut self, group: GroupId, slot: u64, applied: u64, token: u64) {
+        self.chunks.read_slot(group, slot, applied, token);
+        self.settle();
+    }
+
+    /// Takes what is corrupt here from another replica's copy; see [`Chunks::mend`].
+    pub fn mend(&mut self, group: GroupId, slot: u64, copy: SlotCopy, applied: u64, token: u64) {
+        self.chunks.mend(group, slot, copy, applied, token);
+        self.settle();
+    }
+
+    /// Begins a scrub, or begins it again.
+    pub fn scrub_from_start(&mut self) {
+        self.chunks.scrub_from_start();
+    }
+
+    /// See [`Chunks::scrub_step`].
+    pub fn scrub_step(&mut self) {
+        self.chunks.scrub_step();
+        self.settle();
+    }
+
+    pub fn take_repair_events(&mut self) -> Vec<RepairEvent> {
+        self.chunks.take_repair_events()
     }
 
     /// Call after every batch of calls and completions: what gathered meanwhile becomes one batch of the WAL.

@@ -50,11 +50,19 @@ impl Chunks {
     /// with [`Chunks::unreserve`]. Refused with `Full`; a checkpoint is asked for where that would help.
     pub fn reserve(&mut self, group: GroupId, index: u64, payload_blocks: u64) -> Result<(), StoreError> {
         let needed = blocks_for_payload(payload_blocks);
-        if needed > 0 && self.available_blocks() < needed + self.reserve_blocks() {
-            self.want_checkpoints();
+        if needed > 0 && !self.has_room(needed) {
             return Err(StoreError::Full);
         }
         self.promise(group, index, needed)
+    }
+
+    /// Whether so many blocks could be promised now; a checkpoint is asked for where they cannot, and that would help.
+    pub fn has_room(&mut self, blocks: u64) -> bool {
+        let has_room = self.available_blocks() >= blocks + self.reserve_blocks();
+        if !has_room {
+            self.want_checkpoints();
+        }
+        has_room
     }
 
     /// As [`Chunks::reserve`], for a record found at open: it was promised its space before.

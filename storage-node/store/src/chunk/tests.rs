@@ -7,4 +7,5 @@ mod harness;
 mod install;
 mod oracle;
 mod readers;
+mod repair;
 mod space;

@@ -205,6 +205,8 @@ impl Machine {
         let format = FormatOptions { disk, boot_epoch: self.wipes * BOOTS_MAX, ..self.format.clone() };
         Store::format(&self.disk, &format).map_err(|error| chain(&error))?;
         self.log_writes.clear();
+        self.data_writes.clear();
+        self.spoiling = None;
         Ok(())
     }
 

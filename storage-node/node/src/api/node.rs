@@ -168,7 +168,11 @@ impl Node for Services {
                 repair: Some(health::repair(&volume.repair)),
                 may_vote: replica.may_vote,
                 rebuilding: replica.rebuilding,
-                rebuilds: volume.rebuilds.iter().map(|(replica, progress)| convert::rebuild(*replica, progress)).collect(),
+                rebuilds: volume
+                    .rebuilds
+                    .iter()
+                    .map(|(replica, progress)| convert::rebuild(*replica, progress))
+                    .collect(),
             }
         });
         Ok(Response::new(v1::ListReplicasResponse { replicas: replicas.collect() }))

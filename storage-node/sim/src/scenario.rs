@@ -10,8 +10,7 @@ use holdfast_metadata::catalogue::{Founder, VolumeState};
 use holdfast_metadata::command::{Command, RegisterDisk};
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
-use holdfast_shard::{
-    AdminError, AdminReply, AdminRequest, NewVolume, ScrubOptions, Shard, ShardOptions, ShardReport };
+use holdfast_shard::{AdminError, AdminReply, AdminRequest, NewVolume, ScrubOptions, Shard, ShardOptions, ShardReport};
 use holdfast_store::device::Device;
 use holdfast_store::store::Store;
 use holdfast_store::superblock::FormatOptions;
@@ -32,7 +31,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 13] = [
+pub const MARKS: [&str; 12] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -45,7 +44,6 @@ pub const MARKS: [&str; 13] = [
     "a delta while writing",
     "a message dropped at a full buffer",
     "blocks repaired from a peer",
-    "a page of the map lost",
 ];
 
 /// The metadata plane answers within this, when nothing breaks.
@@ -455,9 +453,6 @@ impl Scenario {
         for machine in &self.world.machines {
             let Some(shard) = &machine.shard else { continue };
             let report = shard.report();
-            if report.counters.corrupt_pages > 0 {
-                self.world.marks.insert("a page of the map lost");
-            }
             for volume in &report.volumes {
                 if volume.repair.repaired_blocks > 0 {
                     self.world.marks.insert("blocks repaired from a peer");

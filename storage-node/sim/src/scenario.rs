@@ -543,7 +543,7 @@ impl Scenario {
             for volume in report.iter().flat_map(|report| &report.volumes) {
                 let r = &volume.replica;
                 text.push_str(&format!(
-                    "\n    {} {:?} term {} last {} flushed {} committed {} applied {} checkpointed {} serving {} epoch {} lagging {} stopped {:?} peers {:?}",
+                    "\n    {} {:?} term {} last {} flushed {} committed {} applied {} checkpointed {} serving {} epoch {} lagging {} rebuilding {} {:?} stopped {:?} peers {:?}",
                     volume.volume,
                     r.standing,
                     r.term.0,
@@ -555,6 +555,8 @@ impl Scenario {
                     r.serving,
                     volume.epoch.0,
                     volume.lagging.len(),
+                    r.rebuilding,
+                    volume.rebuilds,
                     r.stopped,
                     r.peers.iter().map(|(_, flushed, reachable)| (flushed.0, *reachable)).collect::<Vec<_>>()
                 ));

@@ -18,6 +18,8 @@ const WAIT: Duration = Duration::from_secs(20);
 pub enum Command {
     StopNode(String),
     StartNode(String),
+    /// A node that was never there: it is given an identity, started, and joins.
+    AddNode(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

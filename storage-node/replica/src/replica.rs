@@ -16,7 +16,8 @@ use holdfast_consensus::{
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_store::group::{
-    APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, RECORDS_MAX, Record, RecoveredGroup, StoreError,
+    APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, PayloadAt, RECORDS_MAX, Record, RecoveredGroup,
+    StoreError,
 };
 use holdfast_store::store::Store;
 
@@ -37,6 +38,9 @@ pub trait StateMachine {
     /// # Errors
     /// The command cannot be read by this build; the replica stops.
     fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, Self::Error>;
+
+    /// Where applying the command writes its payload, if all of it goes to one place: the store then writes it once.
+    fn payload_at(command: &LogCommand) -> Option<PayloadAt>;
 
     fn encode_state(&self) -> Bytes;
 }
@@ -455,7 +459,7 @@ impl<S: StateMachine> Replica<S> {
         append.hard_state = hard_state;
         append.truncate_from = persist.truncate_from.map(|index| index.0);
         let mut bytes = 0;
-        for record in persist.entries.iter().map(record) {
+        for record in persist.entries.iter().map(record::<S>) {
             let length = record.header.len() + record.payload.len();
             if bytes + length > APPEND_BYTES_MAX || append.records.len() == RECORDS_MAX {
                 let next = self.next_append();
@@ -590,12 +594,12 @@ impl<S: StateMachine> Replica<S> {
     }
 }
 
-fn record(entry: &Entry<LogCommand>) -> Record {
+fn record<S: StateMachine>(entry: &Entry<LogCommand>) -> Record {
     let mut header = BytesMut::with_capacity(64);
     codec::put_entry_header(&mut header, entry);
-    let payload = match &entry.body {
-        Body::Command(command) => command.payload.clone(),
-        Body::Noop | Body::Configuration(_) => Bytes::new(),
+    let (payload, at) = match &entry.body {
+        Body::Command(command) => (command.payload.clone(), S::payload_at(command)),
+        Body::Noop | Body::Configuration(_) => (Bytes::new(), None),
     };
-    Record { index: entry.position.index.0, header: header.freeze(), payload }
+    Record { index: entry.position.index.0, header: header.freeze(), payload, at }
 }

@@ -63,13 +63,13 @@ mod layout;
 mod open;
 mod overlay;
 mod page;
+mod payload;
 mod plan;
 mod read;
 mod space;
 mod walk;
 
 pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, SlotChange};
-pub use space::blocks_for_payload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -83,9 +83,11 @@ use crate::chunk::commit::{Commit, CommitIo, Kind};
 use crate::chunk::frozen::{Freeze, Question};
 use crate::chunk::header::{Counts, Header, StateHome};
 pub use crate::chunk::layout::GROUPS_MAX;
-use crate::chunk::layout::{Layout, Named, Place};
+pub(crate) use crate::chunk::layout::Place;
+use crate::chunk::layout::{Layout, Named};
 use crate::chunk::overlay::Layer;
 use crate::chunk::page::{BLOCKS_MAX, INDEX_MAX, Root};
+use crate::chunk::payload::Homes;
 use crate::chunk::read::ReadState;
 use crate::chunk::walk::{MapDrop, PageRead};
 use crate::device::BLOCK_BYTES;
@@ -171,6 +173,8 @@ pub struct Chunks {
     /// Free once every read with a serial number below the first has finished.
     frees: VecDeque<(u64, Vec<Named>)>,
     drops: VecDeque<MapDrop>,
+    /// Slots that were held for records and are not any more; see [`Chunks::take_orphans`].
+    orphans: Vec<Place>,
     next_frozen: u64,
     /// By serial number, from the same count as reads.
     questions: BTreeMap<u64, Question>,
@@ -201,6 +205,8 @@ struct Group {
     applied: u64,
     /// Blocks promised to appended entries that are not applied yet, by their index.
     promised: BTreeMap<u64, u64>,
+    /// Slots that records above the checkpoint name, by their index.
+    payloads: BTreeMap<u64, Homes>,
     /// The oldest first.
     freezes: Vec<Freeze>,
     /// A creation, checkpoint or deletion is under way or queued.
@@ -219,6 +225,7 @@ impl Group {
             active: Layer::default(),
             frozen: None,
             promised: BTreeMap::new(),
+            payloads: BTreeMap::new(),
             freezes: Vec::new(),
             committing: false,
             deleting: false,
@@ -322,9 +329,9 @@ impl Chunks {
             };
             assert!(count <= ZERO_BLOCKS_MAX, "{count} blocks are changed at once");
             assert!(first.checked_add(count).is_some_and(|end| end <= BLOCKS_MAX), "block {first} is beyond every map");
-            found.active.apply(index, mutation);
+            found.active.apply(index, mutation, found.payloads.get(&index));
         }
-        self.reserved_blocks += found.active.blocks_needed() - blocks_before;
+        self.reserved_blocks = self.reserved_blocks + found.active.blocks_needed() - blocks_before;
         if !found.wanted {
             self.unasked_bytes += found.active.bytes() - bytes_before;
             if found.active.bytes() > self.limits.group_overlay_bytes {

@@ -49,9 +49,9 @@ pub struct Finding {
 /// Reads the superblock, the whole WAL and every map.
 pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
     let superblock = Superblock::read(device)?.ok_or(OpenError::NotFormatted)?;
-    let (chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
+    let (mut chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
     let bases: Vec<_> = checkpointed.iter().map(crate::store::base_of).collect();
-    let (wal, logs) = inspect(device, &superblock, &bases)?;
+    let (wal, logs) = inspect(device, &superblock, &bases, &mut chunks)?;
     let groups = checkpointed
         .into_iter()
         .zip(logs)

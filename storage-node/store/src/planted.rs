@@ -11,6 +11,10 @@ pub enum Bug {
     AcknowledgeBeforeFlush,
     /// WAL batches are written without a flush.
     SkipWalFlush,
+    /// A batch is told durable without a flush of the payloads that its records name.
+    SkipPayloadFlush,
+    /// The slots of truncated records are given away before the truncation is durable.
+    ReuseSlotUnderLog,
     /// Recovery ends the log at the first bad checksum, whatever follows.
     TruncateAtBadChecksum,
 }
@@ -41,4 +45,6 @@ macro_rules! switch {
 
 switch!(acknowledge_before_flush, AcknowledgeBeforeFlush);
 switch!(skip_wal_flush, SkipWalFlush);
+switch!(skip_payload_flush, SkipPayloadFlush);
+switch!(reuse_slot_under_log, ReuseSlotUnderLog);
 switch!(truncate_at_bad_checksum, TruncateAtBadChecksum);

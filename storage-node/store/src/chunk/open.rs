@@ -80,6 +80,7 @@ impl Chunks {
             commits: VecDeque::new(),
             frees: VecDeque::new(),
             drops: VecDeque::new(),
+            orphans: Vec::new(),
             next_frozen: 0,
             questions: BTreeMap::new(),
             changes: Vec::new(),

@@ -31,8 +31,13 @@ pub const fn blocks_for_payload(blocks: u64) -> u64 {
         return 0;
     }
     let slots = (blocks - 1).div_ceil(SLOT_BLOCKS) + 1;
+    slots * SLOT_BLOCKS + leaf_blocks_for_payload(blocks)
+}
+
+/// Of that the part of the map.
+pub const fn leaf_blocks_for_payload(blocks: u64) -> u64 {
     let leaves = (blocks - 1).div_ceil(LEAF_BLOCKS) + 1;
-    slots * SLOT_BLOCKS + leaves * (LEVEL_MAX as u64 + 1)
+    leaves * (LEVEL_MAX as u64 + 1)
 }
 
 impl Chunks {
@@ -48,18 +53,25 @@ impl Chunks {
 
     /// Promises the entry the space it needs, before its append is accepted. The promise ends when it is applied, or
     /// with [`Chunks::unreserve`]. Refused with `Full`; a checkpoint is asked for where that would help.
+    #[cfg(test)]
     pub fn reserve(&mut self, group: GroupId, index: u64, payload_blocks: u64) -> Result<(), StoreError> {
-        let needed = blocks_for_payload(payload_blocks);
+        self.reserve_blocks_for(group, index, 0, blocks_for_payload(payload_blocks))
+    }
+
+    /// As [`Chunks::reserve`], where `slots` are taken at once and `promised` blocks later.
+    pub(super) fn reserve_blocks_for(
+        &mut self,
+        group: GroupId,
+        index: u64,
+        slots: u64,
+        promised: u64,
+    ) -> Result<(), StoreError> {
+        let needed = slots * SLOT_BLOCKS + promised;
         if needed > 0 && self.available_blocks() < needed + self.reserve_blocks() {
             self.want_checkpoints();
             return Err(StoreError::Full);
         }
-        self.promise(group, index, needed)
-    }
-
-    /// As [`Chunks::reserve`], for a record found at open: it was promised its space before.
-    pub fn reserve_recovered(&mut self, group: GroupId, index: u64, payload_blocks: u64) -> Result<(), StoreError> {
-        self.promise(group, index, blocks_for_payload(payload_blocks))
+        self.promise(group, index, promised)
     }
 
     /// Takes back the promises to entries from `index` on: they were truncated, or their append was refused.
@@ -69,7 +81,7 @@ impl Chunks {
         self.reserved_blocks -= dropped.values().sum::<u64>();
     }
 
-    fn promise(&mut self, group: GroupId, index: u64, blocks: u64) -> Result<(), StoreError> {
+    pub(super) fn promise(&mut self, group: GroupId, index: u64, blocks: u64) -> Result<(), StoreError> {
         let found = self.groups.get_mut(&group).filter(|found| !found.deleting).ok_or(StoreError::UnknownGroup)?;
         if blocks > 0 && index > found.applied {
             let replaced = found.promised.insert(index, blocks).unwrap_or(0);

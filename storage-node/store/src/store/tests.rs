@@ -7,8 +7,9 @@ use std::sync::Arc;
 use holdfast_id::{ClusterId, DiskId, NodeId, VolumeId};
 
 use super::*;
+use crate::device::BLOCK_BYTES;
 use crate::device::memory::MemoryDevice;
-use crate::group::{Damage, ReadError};
+use crate::group::{Damage, ReadError, Record};
 
 const BLOCK: usize = BLOCK_BYTES;
 
@@ -48,7 +49,7 @@ fn state(text: &str) -> GroupState {
 }
 
 fn append(number: u8, sequence: u64, index: u64, payload: Vec<u8>) -> Append {
-    let record = Record { index, header: Bytes::from_static(b"header"), payload: payload.into() };
+    let record = Record { index, header: Bytes::from_static(b"header"), payload: payload.into(), at: None };
     let hard_state = Some(Bytes::from(format!("hard {sequence}")));
     Append { group: group(number), sequence, hard_state, truncate_from: None, records: vec![record] }
 }

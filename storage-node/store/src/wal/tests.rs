@@ -4,6 +4,7 @@ use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use super::*;
 use crate::device::memory::MemoryDevice;
 use crate::group::{Damage, Record};
+use crate::ops::WriteBytes;
 use crate::superblock::FormatOptions;
 
 /// A disk whose WAL is driven by hand, one blocking operation at a time.
@@ -14,6 +15,19 @@ struct Disk {
     wal: Wal,
     logs: Vec<RecoveredLog>,
     sequence: u64,
+}
+
+/// For logs whose payloads are all inline.
+struct NoSlots;
+
+impl Slots for NoSlots {
+    fn are_slots(&self, _: u64, _: usize) -> bool {
+        false
+    }
+
+    fn claim(&mut self, _: u64, _: usize) -> bool {
+        false
+    }
 }
 
 fn group(number: u8) -> GroupId {
@@ -46,7 +60,7 @@ impl Disk {
     }
 
     fn open(device: MemoryDevice, superblock: Superblock, bases: Vec<GroupBase>) -> Disk {
-        let (wal, logs) = Wal::open(&device, &superblock, &bases).unwrap();
+        let (wal, logs) = Wal::open(&device, &superblock, &bases, &mut NoSlots).unwrap();
         Disk { device, superblock, bases, wal, logs, sequence: 0 }
     }
 
@@ -60,10 +74,13 @@ impl Disk {
             index: *index,
             header: Bytes::from(format!("{number}.{index}.{}", self.sequence)),
             payload: Bytes::from(vec![number; *bytes]),
+            at: None,
         };
         let hard_state = Some(Bytes::from(format!("hard {}", self.sequence)));
-        let records = records.iter().map(record).collect();
-        self.wal.append(&Append { group: group(number), sequence: self.sequence, hard_state, truncate_from, records })
+        let records: Vec<Record> = records.iter().map(record).collect();
+        let placed = vec![Vec::new(); records.len()];
+        let append = Append { group: group(number), sequence: self.sequence, hard_state, truncate_from, records };
+        self.wal.append(&append, &placed).map(|_| ())
     }
 
     /// Performs operations until there is none; the offsets written.
@@ -286,7 +303,7 @@ fn a_failed_write_fails_the_disk_once_and_for_good() {
 const GOLDEN: &[u8] = include_bytes!("../../golden/wal-batch-1.bin");
 
 /// A hard state, a truncation, an entry with a payload and one without, of two groups.
-fn golden_batch(disk: &mut Disk) -> (OpId, u64, AlignedBuffer) {
+fn golden_batch(disk: &mut Disk) -> (OpId, u64, WriteBytes) {
     disk.append(1, None, &[(1, 0), (2, 4096)]).unwrap();
     disk.append(2, None, &[(1, 0)]).unwrap();
     disk.append(1, Some(2), &[(2, 0)]).unwrap();

@@ -5,5 +5,6 @@ mod damage;
 mod golden;
 mod harness;
 mod oracle;
+mod payload;
 mod readers;
 mod space;

@@ -33,7 +33,7 @@ pub struct Held {
 }
 
 /// Blocks that runs write to: a few slots, so that payloads meet in them.
-const BLOCKS: u32 = 80;
+const BLOCKS: u32 = 96;
 
 /// What is known of one group.
 #[derive(Clone, Debug)]

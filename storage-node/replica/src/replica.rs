@@ -458,6 +458,14 @@ impl<S: StateMachine> Replica<S> {
         let mut append = self.next_append();
         append.hard_state = hard_state;
         append.truncate_from = persist.truncate_from.map(|index| index.0);
+        if let Some(from) = append.truncate_from {
+            for refused in &mut self.refused {
+                refused.records.retain(|record| record.index < from);
+            }
+            // By itself it is never refused for space, and what it truncates may hold the space that the records need.
+            let next = self.next_append();
+            self.refused.push_back(std::mem::replace(&mut append, next));
+        }
         let mut bytes = 0;
         for record in persist.entries.iter().map(record::<S>) {
             let length = record.header.len() + record.payload.len();

@@ -1,5 +1,6 @@
 mod crash;
 pub(crate) mod model;
+mod payload;
 mod random;
 
 use std::sync::Arc;

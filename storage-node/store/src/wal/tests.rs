@@ -317,6 +317,38 @@ fn the_first_batch_format_is_written_for_ever() {
     assert_eq!(data[..], *GOLDEN);
 }
 
+const GOLDEN_EXTENTS: &[u8] = include_bytes!("../../golden/wal-batch-extents-1.bin");
+
+/// A payload with a block inline, two slots, a slot of zeroes, and a block inline.
+#[test]
+fn the_first_format_of_extents_is_written_and_read_for_ever() {
+    let mut disk = Disk::new(1);
+    let payload: Vec<u8> = (0..50u8).flat_map(|block| [block; BLOCK_BYTES]).collect();
+    let extents = vec![
+        Extent::Inline { blocks: 1 },
+        Extent::Slots {
+            offset: 5 << 20,
+            checksums: payload[4096..33 * 4096].chunks(4096).map(crc32c::crc32c).collect(),
+        },
+        Extent::Zero { blocks: 16 },
+        Extent::Inline { blocks: 1 },
+    ];
+    let record = Record { index: 1, header: "header".into(), payload: payload.clone().into(), at: None };
+    let append = Append { group: group(1), sequence: 1, hard_state: None, truncate_from: None, records: vec![record] };
+    disk.wal.append(&append, std::slice::from_ref(&extents)).unwrap();
+    assert_eq!(disk.wal.take_payload_ops().len(), 1);
+    let Some(DeviceOp::Write { data, durable: false, .. }) = disk.wal.take_ops() else { panic!() };
+    assert_eq!(data[..], *GOLDEN_EXTENTS);
+
+    let header = BatchHeader::decode(GOLDEN_EXTENTS, GOLDEN_EXTENTS.len()).unwrap();
+    let mut rest = batch::records_of(&header, &bytes::Bytes::from_static(GOLDEN_EXTENTS));
+    let Ok(format::WalRecord::Entry { index: 1, payload: stored, .. }) = format::decode_record(&mut rest, 1) else {
+        panic!()
+    };
+    assert_eq!((stored.bytes, stored.extents, rest.len()), (payload.len(), extents, 0));
+    assert_eq!(stored.inline, [&payload[..4096], &payload[49 * 4096..]].concat());
+}
+
 #[test]
 fn the_first_batch_format_is_read_for_ever() {
     let mut disk = Disk::new(2);

@@ -9,10 +9,10 @@ use holdfast_id::{GroupId, ReplicaId, VolumeId};
 
 use crate::chunk::layout::Named;
 use crate::chunk::page::block_hash;
+use crate::chunk::tests::payload::claim;
 use crate::chunk::{Changes, CheckpointedGroup, Chunks, Frozen, Limits};
 use crate::device::{BLOCK_BYTES, Device, Region, SECTOR_BYTES, check_range};
 use crate::group::{GroupState, Mutation, ReadError, StoreEvent};
-use crate::chunk::tests::payload::claim;
 use crate::ops::{DeviceOp, OpId, OpIds};
 use crate::wal::Extent;
 

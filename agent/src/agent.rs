@@ -161,7 +161,7 @@ impl Agent {
         let mut agent = Agent {
             holder: config.holder,
             poll,
-            peers: Peers::new(transport),
+            peers: Peers::new(transport, config.sockets),
             recorder,
             devices: config.keeper.map(|keeper| Devices::new(keeper, waker)),
             keeper_due: None,

@@ -18,6 +18,9 @@ pub struct AgentConfig {
     pub identity: IdentityPaths,
     /// `None` accepts any cluster that the roots vouch for.
     pub cluster: Option<ClusterId>,
+    /// A folder with the Unix sockets of storage nodes of this machine; a node that has none there, or does not answer
+    /// on it, is reached at its address.
+    pub sockets: Option<PathBuf>,
     /// Where attachments are remembered; one agent at a time.
     pub state_directory: PathBuf,
     pub control_socket: PathBuf,

@@ -1,11 +1,13 @@
 //! The connections to storage nodes: one per node, shared by all volumes, made again when lost.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use holdfast_consensus::Timestamp;
 use holdfast_id::NodeId;
 use holdfast_protocol::session::{Reply, Request};
+use holdfast_protocol::socket_name;
 use holdfast_transport::{Class, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent};
 
 use crate::config::{Address, NodeAddress};
@@ -31,6 +33,8 @@ struct Peer {
     address: Address,
     /// Volumes that use it; without any it is forgotten.
     users: usize,
+    /// The last attempt was by the socket on this machine, and failed.
+    socket_failed: bool,
     connection: Option<ConnectionId>,
     connected_at: Option<Timestamp>,
     retry_at: Option<Timestamp>,
@@ -42,6 +46,8 @@ struct Peer {
 
 pub(crate) struct Peers {
     transport: Transport,
+    /// Where the nodes of this machine have their sockets.
+    sockets: Option<PathBuf>,
     peers: BTreeMap<NodeId, Peer>,
     by_connection: BTreeMap<ConnectionId, NodeId>,
     events: VecDeque<PeerEvent>,
@@ -52,8 +58,8 @@ fn since_boot(now: Timestamp) -> Duration {
 }
 
 impl Peers {
-    pub fn new(transport: Transport) -> Peers {
-        Peers { transport, peers: BTreeMap::new(), by_connection: BTreeMap::new(), events: VecDeque::new() }
+    pub fn new(transport: Transport, sockets: Option<PathBuf>) -> Peers {
+        Peers { transport, sockets, peers: BTreeMap::new(), by_connection: BTreeMap::new(), events: VecDeque::new() }
     }
 
     pub fn is_connected(&self, node: NodeId) -> bool {
@@ -99,6 +105,7 @@ impl Peers {
         let peer = self.peers.entry(entry.node).or_insert_with(|| Peer {
             address: entry.address.clone(),
             users: 0,
+            socket_failed: false,
             connection: None,
             connected_at: None,
             retry_at: Some(now),
@@ -172,6 +179,7 @@ impl Peers {
             TransportEvent::Connected { .. } => {
                 let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
                 peer.connected_at = Some(now);
+                peer.socket_failed = false;
                 peer.reason = None;
                 tracing::info!(%node, "connected");
                 self.events.push_back(PeerEvent::Connected(node));
@@ -200,9 +208,15 @@ impl Peers {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.retry_at = None;
         let expected = Some(PeerIdentity { role: PeerRole::Node, id: node.as_u128() });
-        let connection = match &peer.address {
-            Address::Tcp(address) => self.transport.connect(*address, expected, since_boot(now)),
-            Address::Unix(path) => self.transport.connect_unix(path, expected, since_boot(now)),
+        let socket = self.sockets.as_ref().map(|sockets| sockets.join(socket_name(node)));
+        let socket = socket.filter(|path| !peer.socket_failed && path.exists());
+        // Withdrawn when it has connected: whatever else becomes of it, the address is next.
+        peer.socket_failed = socket.is_some();
+        let connection = match (&peer.address, &socket) {
+            (_, Some(path)) | (Address::Unix(path), None) => {
+                self.transport.connect_unix(path, expected, since_boot(now))
+            }
+            (Address::Tcp(address), None) => self.transport.connect(*address, expected, since_boot(now)),
         };
         peer.connection = Some(connection);
         self.by_connection.insert(connection, node);

@@ -48,6 +48,10 @@ pub enum Verb {
 }
 
 impl Verb {
+    pub fn prints_lists(&self) -> bool {
+        matches!(self, Verb::Status(_) | Verb::Explain(_) | Verb::Node(_) | Verb::Volume(_) | Verb::Disk(_))
+    }
+
     pub fn is_daemon(&self) -> bool {
         matches!(self, Verb::StorageNode(_) | Verb::Agent(_) | Verb::Keeper(_) | Verb::Dev(Dev::Up(_)))
     }
@@ -265,6 +269,9 @@ pub struct StorageNode {
     /// Folder with ca.pem, NAME.pem and NAME.key
     #[arg(long)]
     pub pki: PathBuf,
+    /// Folder for a Unix socket by which agents of this machine connect
+    #[arg(long)]
+    pub sockets: Option<PathBuf>,
     #[arg(long)]
     pub device_fault: Option<String>,
 }
@@ -280,6 +287,9 @@ pub struct Agent {
     /// Folder with ca.pem, agent-HOLDER.pem and agent-HOLDER.key
     #[arg(long)]
     pub pki: PathBuf,
+    /// Folder with the Unix sockets of the storage nodes of this machine
+    #[arg(long)]
+    pub sockets: Option<PathBuf>,
 }
 
 /// `4096`, `4Ki`, `4KiB`, `4k`; decimal units are refused, so that nobody gets less than they meant.

@@ -11,6 +11,7 @@ mod node;
 mod show;
 mod volume;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -22,7 +23,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let default_level = if arguments.verb.is_daemon() { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    if arguments.verb.prints_lists() {
+        // Who reads a list with `head` wants it to end quietly.
+        // SAFETY: the default action is set before any thread is started.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     let result = match arguments.verb {
         Verb::Demo(options) => demo::run(options),
         Verb::Dev(verb) => dev::run(verb),

@@ -16,6 +16,7 @@ pub fn serve(options: StorageNode) -> Result<()> {
         listen: options.listen,
         api: options.api,
         pki: options.pki,
+        sockets: options.sockets,
         device_fault: options.device_fault,
     })
 }

@@ -234,6 +234,7 @@ fn ensure_agent(dir: &Path, agent: &str) -> Result<()> {
     let log = std::fs::OpenOptions::new().create(true).append(true).open(home.join("agent.log"))?;
     let mut command = Command::new(std::env::current_exe().context("this program's own path")?);
     command.arg("agent").args(["--holder", agent]).arg("--dir").arg(&home).arg("--pki").arg(ClusterFile::pki(dir));
+    command.arg("--sockets").arg(ClusterFile::sockets(dir));
     command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
     let mut child = command.spawn().context("start the agent")?;
     let until = Instant::now() + AGENT_WITHIN;
@@ -280,6 +281,7 @@ pub fn agent(options: Agent) -> Result<()> {
             socket: options.dir.join("keeper.sock"),
             program: std::env::current_exe().context("this program's own path")?,
         }),
+        sockets: options.sockets,
         state_directory: options.dir,
         volumes: Vec::new(),
     };

@@ -46,6 +46,11 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Measure a volume beside the local disk and nbdkit, built for release: `--seconds N`, `--only "write 4k"`, `--json`
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Install the pinned cargo-nextest and cargo-deny into the target directory, unless they are there
     Tools,
 }
@@ -67,6 +72,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Fix => tasks::fix::run(&workspace),
         Task::Test { nextest } => tasks::test::run(&workspace, &nextest),
         Task::Sim { arguments } => return tasks::sim::run(&workspace, &arguments),
+        Task::Bench { arguments } => tasks::bench::run(&workspace, &arguments),
         Task::Tools => tasks::tools::run(&workspace),
     }
     .map(|()| ExitCode::SUCCESS)

@@ -38,6 +38,7 @@ impl Host {
             state_directory: self.path("state"),
             control_socket: self.path("control.sock"),
             keeper: None,
+            sockets: None,
             volumes: Vec::new(),
         }
     }

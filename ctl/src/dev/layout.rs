@@ -47,6 +47,11 @@ impl ClusterFile {
         dir.join("pki")
     }
 
+    /// Where nodes and agents of this machine meet without TLS.
+    pub fn sockets(dir: &Path) -> PathBuf {
+        dir.join("sockets")
+    }
+
     pub fn load(dir: &Path) -> Result<ClusterFile> {
         let path = Self::path(dir);
         let text = fs::read_to_string(&path).with_context(|| {

@@ -200,7 +200,9 @@ fn spawn(options: &Options, file: &ClusterFile, name: &str) -> Result<Child> {
         .arg("--dir")
         .arg(&node.dir)
         .arg("--pki")
-        .arg(ClusterFile::pki(&options.dir));
+        .arg(ClusterFile::pki(&options.dir))
+        .arg("--sockets")
+        .arg(ClusterFile::sockets(&options.dir));
     if let Some(fault) = &options.device_fault {
         command.args(["--device-fault", fault]);
     }

@@ -170,7 +170,8 @@ impl<C: Command> Raft<C> {
         let index = self.log.configuration_index();
         let before = LogIndex(index.0.saturating_sub(1));
         let leaving = index > self.committed && self.log.configuration_at(before).is_voter(self.options.id);
-        self.may_vote && !self.failed && (self.configuration().is_voter(self.options.id) || leaving)
+        let able = self.may_vote && !self.failed && !self.installing;
+        able && (self.configuration().is_voter(self.options.id) || leaving)
     }
 
     /// An election starts at `at` or a jitter later, if no leader is heard before.

@@ -26,6 +26,7 @@ pub use configuration::ConfigurationError;
 pub use effect::{Effect, Persist, PersistSequence};
 pub use entry::{Body, Command, Configuration, Entry, HardState, LogIndex, Member, Position, Role, Term};
 pub use liveness::{Liveness, SupportEpoch};
+pub use log::APPEND_ENTRIES_MAX;
 pub use message::{Addressed, AppendResult, Message, MessageBody};
 pub use progress::ProgressState;
 pub use raft::{Options, Raft, Restored};

@@ -12,6 +12,9 @@ use std::collections::VecDeque;
 use crate::effect::{Persist, PersistSequence};
 use crate::entry::{Body, Command, Configuration, Entry, HardState, LogIndex, Position, Term};
 
+/// Entries of one append: bounds what a decoder of messages believes.
+pub const APPEND_ENTRIES_MAX: usize = 4096;
+
 #[derive(Debug)]
 pub(crate) struct Log<C> {
     base: Position,
@@ -102,7 +105,7 @@ impl<C: Command> Log<C> {
         let skip = (from.0 - self.base.index.0 - 1) as usize;
         let mut bytes = 0usize;
         let mut taken = Vec::new();
-        for entry in self.entries.iter().skip(skip) {
+        for entry in self.entries.iter().skip(skip).take(APPEND_ENTRIES_MAX) {
             let size = entry_bytes(entry);
             if !taken.is_empty() && bytes.saturating_add(size) > bytes_max {
                 break;

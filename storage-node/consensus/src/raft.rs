@@ -115,6 +115,7 @@ pub struct Raft<C> {
     pub(crate) may_vote: bool,
     pub(crate) failed: bool,
     pub(crate) full: bool,
+    pub(crate) installing: bool,
     pub(crate) election_at: Option<Timestamp>,
     pub(crate) election_tries: u32,
     pub(crate) retiring: Option<Retiring>,
@@ -152,6 +153,7 @@ impl<C: Command> Raft<C> {
             may_vote: restored.may_vote,
             failed: false,
             full: false,
+            installing: false,
             election_at: None,
             election_tries: 0,
             retiring: None,
@@ -351,6 +353,26 @@ impl<C: Command> Raft<C> {
     /// While full, entries offered by a leader are declined; this replica lags.
     pub fn set_full(&mut self, full: bool) {
         self.full = full;
+    }
+
+    /// While another replica's state takes the place of this one's, nothing can be applied: this replica does not stand
+    /// for election. It votes, by its log, which is whole.
+    ///
+    /// Panics if it leads.
+    pub fn set_installing(&mut self, now: Timestamp, installing: bool) {
+        self.now = now;
+        if self.installing == installing {
+            return;
+        }
+        assert!(!self.is_leader(), "a leader has what its log says");
+        self.installing = installing;
+        let follows = self.guard.is_some_and(|guard| guard.until.is_none());
+        if installing {
+            self.state = State::Follower;
+            self.election_at = None;
+        } else if !follows {
+            self.arm_election_again();
+        }
     }
 
     /// Entries up to and with `to` leave memory.

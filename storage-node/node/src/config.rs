@@ -25,6 +25,9 @@ pub struct Config {
     pub api: SocketAddr,
     /// A folder with `ca.pem`, `<name>.pem` and `<name>.key`.
     pub pki: PathBuf,
+    /// A folder for a Unix socket by which agents of this machine connect: named after the node, without TLS, for
+    /// processes of this user and root.
+    pub sockets: Option<PathBuf>,
     /// Faults the device is to have, in the store's fault language.
     pub device_fault: Option<String>,
 }

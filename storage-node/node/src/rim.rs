@@ -4,6 +4,8 @@
 //! control calls (a waker). Per wake-up it gathers what happened, steps the shard once, and carries out the effects.
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
@@ -13,10 +15,10 @@ use holdfast_id::{ClusterId, DiskId, NodeId};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::wire::Encoded;
-use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
 use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
 use holdfast_transport::{
-    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
+    Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent, Versions,
 };
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -132,6 +134,15 @@ impl Rim {
         options.cluster = Some(superblock.cluster);
         let mut transport = Transport::new(options, self.poll.registry(), TRANSPORT..TRANSPORT_END)?;
         transport.listen(listener)?;
+        if let Some(sockets) = &self.config.sockets {
+            // Agents that find no socket connect over TLS: its lack costs time, nothing else.
+            match bind_local(sockets, self.node) {
+                Ok(listener) => transport.listen_unix(listener)?,
+                Err(error) => {
+                    tracing::warn!(%error, folder = %sockets.display(), "no socket for agents of this machine")
+                }
+            }
+        }
         let peers = Peers::open(&self.config.dir, self.node)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         self.live = Some(Live {
@@ -162,7 +173,8 @@ impl Rim {
             }
             let mut events = Vec::new();
             self.take_calls(&mut events);
-            let completions = self.disk.completions();
+            let disk_ready = readiness.iter().any(|event| event.token() == DISK);
+            let completions = if disk_ready { self.disk.completions() } else { Vec::new() };
             let Some(live) = &mut self.live else { continue };
             live.take_frames(&readiness, &mut events);
             events.extend(completions.into_iter().map(|(id, result)| Event::Device { id, result }));
@@ -327,8 +339,11 @@ impl Live {
                 PeerMessage::Raft { .. } | PeerMessage::Control { .. } => Class::Data,
                 PeerMessage::Delta { .. } => Class::Bulk,
             };
-            // A full or closed connection loses the message; whoever needs an answer sends again.
-            let _ = self.transport.send(connection, class, into_frame(message.encode()));
+            match self.transport.send(connection, class, into_frame(message.encode())) {
+                // Who needs an answer sends again.
+                Ok(()) | Err(SendError::Full | SendError::Closed) => {}
+                Err(error @ SendError::TooLong) => tracing::error!(%node, %error, "a message that can never be sent"),
+            }
         }
         for (client, reply) in effects.clients {
             self.reply(client, &reply);
@@ -350,6 +365,16 @@ impl Live {
             // A client that does not take its answers has lost them: it starts again with a new connection.
             self.transport.close(*connection);
         }
+    }
+}
+
+/// A socket left by a dead process is in the way: this one has the disk, so no other serves as this node.
+fn bind_local(folder: &Path, node: NodeId) -> std::io::Result<UnixListener> {
+    std::fs::create_dir_all(folder)?;
+    let path = folder.join(socket_name(node));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => UnixListener::bind(path),
     }
 }
 

@@ -15,3 +15,8 @@ pub const PROTOCOL_VERSION: u16 = 1;
 pub const PROTOCOL_VERSION_MIN: u16 = 1;
 
 const _: () = assert!(PROTOCOL_VERSION_MIN <= PROTOCOL_VERSION && PROTOCOL_VERSION_MIN > 0);
+
+/// The name of a node's Unix socket in the folder that nodes and agents of one machine share.
+pub fn socket_name(node: holdfast_id::NodeId) -> String {
+    format!("{node}.sock")
+}

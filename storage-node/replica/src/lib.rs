@@ -9,6 +9,7 @@
 
 pub mod codec;
 pub mod planted;
+pub mod rebuild;
 pub mod replica;
 pub mod wire;
 

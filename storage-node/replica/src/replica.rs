@@ -5,6 +5,9 @@
 //! 2. Entries are applied in log order, once, and only when committed *and* durable here.
 //! 3. A checkpoint describes exactly the state at `applied`; the log is released only up to a durable checkpoint.
 //! 4. A command that this build cannot read stops the replica; it is never skipped.
+//! 5. While another replica's slots take the place of this one's, nothing is applied; see `rebuilding`.
+
+mod rebuilding;
 
 use std::collections::VecDeque;
 
@@ -23,6 +26,10 @@ use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
 use crate::planted::{self, Bug};
+use crate::rebuild::message::RebuildMessage;
+use crate::rebuild::{LOG_KEPT_BYTES_MAX, Permits};
+use crate::replica::rebuilding::Rebuilds;
+pub use crate::replica::rebuilding::{Answer, Fetch, RebuildCounters};
 
 /// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
 /// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.
@@ -43,6 +50,12 @@ pub trait StateMachine {
     fn payload_at(command: &LogCommand) -> Option<PayloadAt>;
 
     fn encode_state(&self) -> Bytes;
+
+    /// # Errors
+    /// The state cannot be read by this build, and why.
+    fn decode_state(state: &Bytes) -> Result<Self, String>
+    where
+        Self: Sized;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +70,7 @@ pub struct Context<'a> {
     pub now: Timestamp,
     pub pairs: &'a mut Pairs,
     pub store: &'a mut Store,
+    pub permits: &'a mut Permits,
 }
 
 /// What the shard is to do or to know.
@@ -81,9 +95,18 @@ pub enum Output<O> {
     ReadFailed {
         token: u64,
     },
-    NeedsDelta {
-        peer: ReplicaId,
+    /// To the replica's node, with what it cannot do without.
+    SendRebuild {
+        to: ReplicaId,
+        message: RebuildMessage,
     },
+    /// Ask the store; [`Replica::on_fetched`] with the number has its answer.
+    Fetch {
+        request: u64,
+        fetch: Fetch,
+    },
+    /// The state is that of another replica now, its configuration and directory too.
+    Installed,
     /// This replica can go no further and says why; it answers nothing any more.
     Stopped {
         reason: String,
@@ -154,6 +177,9 @@ pub struct Replica<S> {
     serving_when_applied: Option<Term>,
     disk_failure: Option<String>,
     stopped: bool,
+    rebuilds: Rebuilds<S>,
+    /// The next record begins the log anew: what the WAL may still hold of it lies behind a gap.
+    restart_log: bool,
 }
 
 /// The state a new group starts from: the same bytes on every founding replica.
@@ -198,6 +224,13 @@ impl<S: StateMachine> Replica<S> {
             let entry = codec::entry(LogIndex(record.index), &record.header, record.payload);
             entries.push(entry.map_err(failed("log entry"))?);
         }
+        // A state that was installed does not come of a log with another entry in its place.
+        let stale =
+            entries.iter().any(|entry| entry.position.index == checkpoint.index && entry.position != checkpoint);
+        if stale {
+            entries.clear();
+        }
+        let restart_log = entries.is_empty();
         // The oldest record kept below the checkpoint only lends its position: what precedes it has no known term.
         let base = match entries.first() {
             Some(first) if first.position.index <= checkpoint.index => entries.remove(0).position,
@@ -211,8 +244,9 @@ impl<S: StateMachine> Replica<S> {
         }
         options.id = recovered.replica;
         // What was written back in place was committed: its blocks are readable only once it is applied again.
-        let committed = LogIndex(recovered.committed_to.max(checkpoint.index.0));
-        let raft = Raft::new(
+        // Where the log lost them, they come from the leader once more.
+        let committed = LogIndex(recovered.committed_to).min(last.index).max(checkpoint.index);
+        let mut raft = Raft::new(
             options,
             Restored {
                 hard_state,
@@ -224,6 +258,7 @@ impl<S: StateMachine> Replica<S> {
             },
             now,
         );
+        raft.set_installing(now, recovered.installing > 0);
         Ok(Replica {
             group,
             id: recovered.replica,
@@ -247,6 +282,8 @@ impl<S: StateMachine> Replica<S> {
             reads: Vec::new(),
             serving_when_applied: None,
             stopped: false,
+            rebuilds: Rebuilds::new(recovered.installing, now),
+            restart_log,
         })
     }
 
@@ -291,7 +328,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.stopped { None } else { self.raft.deadline() }
+        if self.stopped { None } else { self.raft.deadline().into_iter().chain(self.rebuilds.deadline()).min() }
     }
 
     pub fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, message: Message<LogCommand>) {
@@ -300,12 +337,14 @@ impl<S: StateMachine> Replica<S> {
 
     pub fn on_deadline(&mut self, context: &mut Context<'_>) {
         self.call(context, |raft, now, view| raft.on_deadline(now, view));
+        self.rebuilds.on_deadline(context.now);
     }
 
     /// The node is lost from sight: whoever of this group lives there is suspected.
     pub fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId) {
         for peer in self.peers_on(node) {
             self.call(context, |raft, now, view| raft.on_suspect(now, view, peer));
+            self.stop_serving_rebuild(context, peer);
         }
     }
 
@@ -333,11 +372,15 @@ impl<S: StateMachine> Replica<S> {
 
     pub fn on_checkpoint_done(&mut self, context: &mut Context<'_>, index: u64) {
         self.checkpoint_running = false;
+        if self.on_install_done(context, index) {
+            return;
+        }
         self.checkpointed = LogIndex(index);
+        self.freeze_for_rebuilds(context);
         let usage = context.store.usage();
         // With three quarters of its log in use the disk needs the space for what is new.
         let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
-        let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards() };
+        let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards(context.now) };
         if keep_from > self.raft.status().base.index {
             self.raft.compact(keep_from);
         }
@@ -407,23 +450,30 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         self.retry_refused(context.store, outputs);
-        self.apply(context.store, self.apply_to, outputs);
+        self.apply(context.store, outputs);
         for effect in self.raft.take_effects() {
             if self.stopped {
                 return;
             }
-            self.carry_out(context.store, effect, outputs);
+            self.carry_out(context, effect, outputs);
         }
         self.release_held(outputs);
         if let Some(reason) = self.disk_failure.take() {
             return self.stop(reason, outputs);
         }
-        if self.checkpoint_due || self.applied_bytes >= CHECKPOINT_BYTES {
+        self.drive_rebuilds(context, outputs);
+        if (self.checkpoint_due || self.applied_bytes >= CHECKPOINT_BYTES) && !self.rebuilds.installing() {
             self.start_checkpoint(context.store, outputs);
         }
     }
 
-    fn carry_out(&mut self, store: &mut Store, effect: Effect<LogCommand>, outputs: &mut Vec<Output<S::Outcome>>) {
+    fn carry_out(
+        &mut self,
+        context: &mut Context<'_>,
+        effect: Effect<LogCommand>,
+        outputs: &mut Vec<Output<S::Outcome>>,
+    ) {
+        let store = &mut *context.store;
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
@@ -432,7 +482,10 @@ impl<S: StateMachine> Replica<S> {
                 }
                 _ => outputs.push(Output::Send { to, message }),
             },
-            Effect::Committed(index) => self.apply(store, index, outputs),
+            Effect::Committed(index) => {
+                self.apply_to = self.apply_to.max(index);
+                self.apply(store, outputs);
+            }
             Effect::BecameLeader(term) => outputs.push(Output::BecameLeader(term)),
             // Committed by the others may be before flushed, and so applied, here.
             Effect::Serving(term) if self.applied.term < term => self.serving_when_applied = Some(term),
@@ -446,7 +499,7 @@ impl<S: StateMachine> Replica<S> {
             }
             Effect::ReadReady { token, index } => self.reads.push((index, token)),
             Effect::ReadFailed { token } => outputs.push(Output::ReadFailed { token }),
-            Effect::NeedsDelta { peer } => outputs.push(Output::NeedsDelta { peer }),
+            Effect::NeedsDelta { peer } => self.rebuilds.on_needed(peer, context.now),
         }
     }
 
@@ -457,7 +510,11 @@ impl<S: StateMachine> Replica<S> {
         let hard_state = persist.hard_state.map(|state| codec::encode_hard_state(&state, !self.raft.may_vote()));
         let mut append = self.next_append();
         append.hard_state = hard_state;
-        append.truncate_from = persist.truncate_from.map(|index| index.0);
+        // Below the checkpoint nothing is truncated but a log that an installed state does not come of: all of it goes.
+        let truncate_from = persist.truncate_from.map(|from| if from <= self.checkpointed { 1 } else { from.0 });
+        let restart = self.restart_log && !persist.entries.is_empty();
+        self.restart_log &= !restart;
+        append.truncate_from = if restart { Some(1) } else { truncate_from };
         if let Some(from) = append.truncate_from {
             for refused in &mut self.refused {
                 refused.records.retain(|record| record.index < from);
@@ -505,7 +562,7 @@ impl<S: StateMachine> Replica<S> {
                 Err(error) => return self.stop(error.to_string(), outputs),
             }
         }
-        self.raft.set_full(false);
+        self.raft.set_full(self.rebuilds.installing());
     }
 
     fn release_held(&mut self, outputs: &mut Vec<Output<S::Outcome>>) {
@@ -516,8 +573,11 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    fn apply(&mut self, store: &mut Store, to: LogIndex, outputs: &mut Vec<Output<S::Outcome>>) {
-        while self.applied.index < to {
+    fn apply(&mut self, store: &mut Store, outputs: &mut Vec<Output<S::Outcome>>) {
+        if self.rebuilds.installing() {
+            return;
+        }
+        while self.applied.index < self.apply_to {
             let index = self.applied.index.next();
             let entry = self.raft.entry(index).expect("a committed entry above the applied one is in the log").clone();
             let mut mutations = Vec::new();
@@ -560,13 +620,15 @@ impl<S: StateMachine> Replica<S> {
             directory: self.directory.clone(),
             machine: self.machine.encode_state(),
         };
+        let snapshot = snapshot.encode();
         let state = GroupState {
             hard_state: codec::encode_hard_state(&self.hard_state, !self.raft.may_vote()),
             position: codec::encode_position(self.applied),
-            state: snapshot.encode(),
+            state: snapshot.clone(),
         };
         match store.checkpoint(self.group, self.applied.index.0, state) {
             Ok(()) => {
+                self.rebuilds.note_checkpoint(self.applied, snapshot);
                 self.checkpoint_running = true;
                 self.checkpoint_due = false;
                 self.applied_bytes = 0;
@@ -577,16 +639,19 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
-    /// The lowest index to compact to so that at most [`KEPT_BYTES_MAX`] of log stay below the checkpoint.
-    fn kept_for_laggards(&self) -> LogIndex {
+    /// The lowest index to compact to so that at most [`KEPT_BYTES_MAX`] of log stay below the checkpoint, or as much
+    /// as rebuilds may keep.
+    fn kept_for_laggards(&self, now: Timestamp) -> LogIndex {
         let base = self.raft.status().base.index;
+        let pinned = self.rebuilds.pinned(now);
         let (mut index, mut bytes) = (self.checkpointed, 0);
         while index > base {
             let Some(entry) = self.raft.entry(index) else { break };
             if let Body::Command(command) = &entry.body {
                 bytes += command.header.len() + command.payload.len();
             }
-            if bytes > KEPT_BYTES_MAX {
+            let wanted = pinned.is_some_and(|pinned| index > pinned);
+            if bytes > if wanted { LOG_KEPT_BYTES_MAX } else { KEPT_BYTES_MAX } {
                 return index;
             }
             index = LogIndex(index.0 - 1);

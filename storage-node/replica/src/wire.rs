@@ -1,7 +1,12 @@
 //! Consensus messages as bytes: a header (`meta`) and the data of their entries (`payload`).
+//!
+//! A frame's meta is short, its payload long. So the header of an append's only entry stands in meta, and its data is
+//! the payload, shared. Several entries are joined by a copy anyway: both their headers and their data are payload.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use holdfast_consensus::{AppendResult, Body, Entry, LogIndex, Message, MessageBody, SupportEpoch, Term};
+use holdfast_consensus::{
+    APPEND_ENTRIES_MAX, AppendResult, Body, Entry, LogIndex, Message, MessageBody, SupportEpoch, Term,
+};
 
 use crate::codec::{DecodeError, LogCommand, Reader, entry, put_entry_header, put_position};
 
@@ -15,8 +20,6 @@ const SUBMITTED: u8 = 0;
 const MISMATCH: u8 = 1;
 const FULL: u8 = 2;
 
-/// Entries one append may carry; the window in bytes is consensus' own.
-const ENTRIES_MAX: usize = 4096;
 /// Bytes of one entry's header, beyond any state machine's.
 const ENTRY_HEADER_BYTES_MAX: usize = 64 << 10;
 
@@ -28,16 +31,11 @@ fn payload_of(entry: &Entry<LogCommand>) -> &Bytes {
     }
 }
 
-/// Several payloads in one message are joined by a copy; the usual one is shared.
-fn join(entries: &[Entry<LogCommand>]) -> Bytes {
-    let mut filled = entries.iter().map(payload_of).filter(|payload| !payload.is_empty());
-    let Some(first) = filled.next() else { return Bytes::new() };
-    let Some(second) = filled.next() else { return first.clone() };
-    let mut out = BytesMut::with_capacity(entries.iter().map(|entry| payload_of(entry).len()).sum());
-    for payload in [first, second].into_iter().chain(filled) {
-        out.put_slice(payload);
-    }
-    out.freeze()
+fn put_header(out: &mut BytesMut, entry: &Entry<LogCommand>) {
+    let mut header = BytesMut::with_capacity(64);
+    put_entry_header(&mut header, entry);
+    out.put_u32_le(header.len() as u32);
+    out.put_slice(&header);
 }
 
 pub fn encode(message: &Message<LogCommand>) -> (Bytes, Bytes) {
@@ -67,14 +65,23 @@ pub fn encode(message: &Message<LogCommand>) -> (Bytes, Bytes) {
             out.put_u64_le(commit.0);
             out.put_u64_le(*round);
             out.put_u32_le(entries.len() as u32);
-            for entry in entries {
-                let mut header = BytesMut::with_capacity(64);
-                put_entry_header(&mut header, entry);
-                out.put_u32_le(header.len() as u32);
-                out.put_u32_le(payload_of(entry).len() as u32);
-                out.put_slice(&header);
+            match entries.as_slice() {
+                [] => {}
+                [entry] => {
+                    put_header(&mut out, entry);
+                    payload = payload_of(entry).clone();
+                }
+                entries => {
+                    let data: usize = entries.iter().map(|entry| payload_of(entry).len()).sum();
+                    let mut joined = BytesMut::with_capacity(data + 96 * entries.len());
+                    for entry in entries {
+                        put_header(&mut joined, entry);
+                        joined.put_u32_le(payload_of(entry).len() as u32);
+                        joined.put_slice(payload_of(entry));
+                    }
+                    payload = joined.freeze();
+                }
             }
-            payload = join(entries);
         }
         MessageBody::AppendReply { result, flushed, round, support } => {
             match result {
@@ -108,7 +115,7 @@ pub fn decode(meta: &Bytes, payload: &Bytes) -> Result<Message<LogCommand>, Deco
     let mut reader = Reader::new("consensus message", meta);
     let kind = reader.u8()?;
     let term = Term(reader.u64()?);
-    let mut used = 0;
+    let mut payload_used = false;
     let body = match kind {
         VOTE => MessageBody::Vote { pre: reader.flag()?, transfer: reader.flag()?, last: reader.position()? },
         VOTE_REPLY => MessageBody::VoteReply { pre: reader.flag()?, granted: reader.flag()? },
@@ -116,24 +123,27 @@ pub fn decode(meta: &Bytes, payload: &Bytes) -> Result<Message<LogCommand>, Deco
             let previous = reader.position()?;
             let commit = LogIndex(reader.u64()?);
             let round = reader.u64()?;
-            let count = reader.count(ENTRIES_MAX)?;
+            let count = reader.count(APPEND_ENTRIES_MAX)?;
+            if previous.index.0.checked_add(count as u64).is_none() {
+                let (value, max) = (previous.index.0, u64::MAX - count as u64);
+                return Err(DecodeError::Bound { what: "log index", value, max });
+            }
+            payload_used = count > 0;
             let mut entries = Vec::new();
-            let mut index = previous.index;
-            for _ in 0..count {
+            if count == 1 {
                 let header_length = reader.count(ENTRY_HEADER_BYTES_MAX)?;
-                let length = reader.u32()? as usize;
                 let header = meta.slice_ref(reader.take(header_length)?);
-                if payload.len() - used < length {
-                    let missing = length - (payload.len() - used);
-                    return Err(DecodeError::Short { what: "payload of a consensus message", missing });
+                entries.push(entry(previous.index.next(), &header, payload.clone())?);
+            } else {
+                let mut joined = Reader::new("entries of an append", payload);
+                for index in (previous.index.0 + 1..).take(count) {
+                    let header_length = joined.count(ENTRY_HEADER_BYTES_MAX)?;
+                    let header = payload.slice_ref(joined.take(header_length)?);
+                    let length = joined.u32()? as usize;
+                    let data = payload.slice_ref(joined.take(length)?);
+                    entries.push(entry(LogIndex(index), &header, data)?);
                 }
-                index = LogIndex(index.0.checked_add(1).ok_or(DecodeError::Bound {
-                    what: "log index",
-                    value: u64::MAX,
-                    max: u64::MAX - 1,
-                })?);
-                entries.push(entry(index, &header, payload.slice(used..used + length))?);
-                used += length;
+                joined.end()?;
             }
             MessageBody::Append { previous, commit, entries, round }
         }
@@ -153,8 +163,8 @@ pub fn decode(meta: &Bytes, payload: &Bytes) -> Result<Message<LogCommand>, Deco
         found => return Err(DecodeError::Kind { what: "consensus message", found }),
     };
     reader.end()?;
-    if used != payload.len() {
-        return Err(DecodeError::Long { what: "payload of a consensus message", extra: payload.len() - used });
+    if !payload_used && !payload.is_empty() {
+        return Err(DecodeError::Long { what: "payload of a consensus message", extra: payload.len() });
     }
     Ok(Message { term, body })
 }
@@ -197,6 +207,22 @@ mod tests {
         }
     }
 
+    /// A frame takes 256 KiB of meta and 4 MiB + 64 KiB of payload.
+    #[test]
+    fn the_longest_append_fits_a_frame() {
+        let command = LogCommand { header: Bytes::from(vec![7; 200]), payload: Bytes::new() };
+        let entries = (1..=APPEND_ENTRIES_MAX as u64).map(|index| Entry {
+            position: Position { term: Term(3), index: LogIndex(index) },
+            body: Body::Command(command.clone()),
+        });
+        let previous = Position::default();
+        let body = MessageBody::Append { previous, commit: LogIndex(0), entries: entries.collect(), round: 4 };
+        let message = Message { term: Term(3), body };
+        let (meta, payload) = encode(&message);
+        assert!(meta.len() < 128 && payload.len() < 2 << 20, "{} and {} bytes", meta.len(), payload.len());
+        assert_eq!(decode(&meta, &payload), Ok(message));
+    }
+
     #[test]
     fn every_truncation_and_every_flipped_byte_is_survived() {
         for message in messages() {
@@ -209,7 +235,13 @@ mod tests {
                 hostile[at] ^= 0xff;
                 let _ = decode(&hostile.into(), &payload);
             }
-            assert!(decode(&meta, &[payload, Bytes::from_static(b"x")].concat().into()).is_err());
+            let longer: Bytes = [&payload, b"x".as_slice()].concat().into();
+            // Of a single entry everything is data; that it is too much is for the state machine to say.
+            let single = matches!(&message.body, MessageBody::Append { entries, .. } if entries.len() == 1);
+            assert_eq!(decode(&meta, &longer).is_ok(), single, "{message:?}");
+            for length in 0..payload.len() {
+                assert_eq!(decode(&meta, &payload.slice(..length)).is_ok(), single, "{message:?} cut to {length}");
+            }
         }
     }
 }

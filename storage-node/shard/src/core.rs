@@ -10,6 +10,9 @@ use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_metadata::intent::Intent;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Reply;
+use holdfast_replica::rebuild::Permits;
+use holdfast_replica::rebuild::message::{RebuildMessage, encode};
+use holdfast_replica::replica::Fetch;
 use holdfast_replica::{Context, LogCommand, wire};
 use holdfast_store::ops::{DeviceError, DeviceOp, OpId};
 use holdfast_store::store::Store;
@@ -19,6 +22,9 @@ use crate::admin::AdminReply;
 /// No operation of the disk completing for so long, with some in flight, is a hang: no healthy disk takes half a second
 /// for one request, and failover has to be done in one and a half.
 const DISK_STALLED_AFTER: Duration = Duration::from_millis(500);
+
+/// Blocks of a slot of the store's map, which rebuilds copy whole.
+const SLOT_BLOCKS: u32 = 16;
 
 /// The store's own bound is 100 ms.
 const STORE_IDLE_AFTER: Duration = Duration::from_millis(50);
@@ -36,6 +42,10 @@ pub(crate) enum ReadPurpose {
     /// The edge blocks of a read-modify-write.
     Edges {
         read: u64,
+    },
+    /// A slot, or a page of changes, for a rebuild.
+    Rebuild {
+        request: u64,
     },
 }
 
@@ -72,6 +82,7 @@ pub(crate) struct Core {
     pub(crate) store: Store,
     pub(crate) pairs: Pairs,
     pub(crate) effects: Effects,
+    pub(crate) permits: Permits,
     /// Reads of the store under way.
     pub(crate) reads: BTreeMap<u64, (GroupId, ReadPurpose)>,
     /// Groups whose deadline may have moved in this step.
@@ -82,6 +93,8 @@ pub(crate) struct Core {
     pub(crate) own_intents: Vec<Intent>,
     /// Groups whose deadline is to be asked for at the end of the step.
     pub(crate) due: BTreeSet<GroupId>,
+    /// A group has another's configuration and directory now.
+    pub(crate) installed: bool,
     pub(crate) connected: BTreeSet<NodeId>,
     /// Nodes that share a group with this one: heartbeats go to them.
     pub(crate) watched: BTreeSet<NodeId>,
@@ -102,11 +115,13 @@ impl Core {
             store,
             pairs,
             effects: Effects::default(),
+            permits: Permits::default(),
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
             resized: Vec::new(),
             own_intents: Vec::new(),
             due: BTreeSet::new(),
+            installed: false,
             connected: BTreeSet::new(),
             watched: BTreeSet::new(),
             operations: 0,
@@ -117,7 +132,7 @@ impl Core {
     }
 
     pub(crate) fn context(&mut self) -> Context<'_> {
-        Context { now: self.now, pairs: &mut self.pairs, store: &mut self.store }
+        Context { now: self.now, pairs: &mut self.pairs, store: &mut self.store, permits: &mut self.permits }
     }
 
     pub(crate) fn boot(&self) -> u64 {
@@ -165,6 +180,33 @@ impl Core {
         let token = self.next_token();
         self.reads.insert(token, (group, purpose));
         self.store.read(group, first_block, count, token);
+    }
+
+    /// Asks the store for what a rebuild needs.
+    pub(crate) fn fetch(&mut self, group: GroupId, request: u64, fetch: Fetch) {
+        let token = self.next_token();
+        self.reads.insert(token, (group, ReadPurpose::Rebuild { request }));
+        match fetch {
+            Fetch::Changes { frozen, above, from_slot } => {
+                self.store.changed_since(group, frozen, above, from_slot, token);
+            }
+            Fetch::Slot { frozen, slot } => {
+                let first_block = slot * u64::from(SLOT_BLOCKS);
+                self.store.read_frozen(group, frozen, first_block, SLOT_BLOCKS, token);
+            }
+        }
+    }
+
+    pub(crate) fn send_rebuild(
+        &mut self,
+        node: NodeId,
+        group: GroupId,
+        from: ReplicaId,
+        to: ReplicaId,
+        message: &RebuildMessage,
+    ) {
+        let (meta, payload) = encode(message);
+        self.effects.peers.push((node, PeerMessage::Delta { group, from, to, meta, payload }));
     }
 
     pub(crate) fn send_raft(

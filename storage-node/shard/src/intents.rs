@@ -131,6 +131,7 @@ impl Shard {
                 if let Some(mut volume) = self.volumes.remove(&delete.group) {
                     volume.on_deleted(&mut self.core);
                 }
+                self.core.permits.forget(delete.group);
                 self.core.due.insert(delete.group);
                 self.orders.deleting.insert((delete.group, delete.replica), Asker::Intent { from, intent });
                 self.refresh_peers();
@@ -191,6 +192,7 @@ impl Shard {
             checkpoint_index: 0,
             checkpoint: creation.state,
             committed_to: 0,
+            installing: 0,
             hard_state: None,
             records: Vec::new(),
             damage: None,
@@ -244,9 +246,11 @@ fn obstacle(error: &StoreError) -> Obstacle {
     match error {
         StoreError::Full => Obstacle::NoSpace,
         StoreError::Failed => Obstacle::DiskFailed,
-        StoreError::TooLarge { .. } | StoreError::UnknownGroup | StoreError::Busy | StoreError::Damaged => {
-            Obstacle::Internal
-        }
+        StoreError::TooLarge { .. }
+        | StoreError::UnknownGroup
+        | StoreError::Busy
+        | StoreError::Damaged
+        | StoreError::Installing => Obstacle::Internal,
         StoreError::GroupExists => Obstacle::Conflict,
     }
 }

@@ -44,6 +44,11 @@ impl StateMachine for VolumeMachine {
     fn encode_state(&self) -> Bytes {
         self.volume.encode_state()
     }
+
+    fn decode_state(state: &Bytes) -> Result<VolumeMachine, String> {
+        let volume = Volume::decode_state(state).map_err(|error| error.to_string())?;
+        Ok(VolumeMachine { volume })
+    }
 }
 
 pub(crate) struct CatalogueMachine {
@@ -65,6 +70,11 @@ impl StateMachine for CatalogueMachine {
 
     fn encode_state(&self) -> Bytes {
         Bytes::from(self.catalogue.encode_state())
+    }
+
+    fn decode_state(state: &Bytes) -> Result<CatalogueMachine, String> {
+        let catalogue = Catalogue::decode_state(state).map_err(|error| error.to_string())?;
+        Ok(CatalogueMachine { catalogue })
     }
 }
 

@@ -222,7 +222,14 @@ impl MetadataGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, outcome),
-            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
+            Output::BecameLeader(_) => {}
+            Output::SendRebuild { to, message } => {
+                if let Some(node) = self.replica.node_of(to) {
+                    core.send_rebuild(node, self.group(), self.replica.id(), to, &message);
+                }
+            }
+            Output::Fetch { request, fetch } => core.fetch(self.group(), request, fetch),
+            Output::Installed => core.installed = true,
             Output::Serving(_) => {
                 self.serving = true;
                 self.look = true;

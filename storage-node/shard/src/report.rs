@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use holdfast_consensus::{LogIndex, ProgressState};
 use holdfast_id::{GroupId, ReplicaId};
+use holdfast_replica::replica::RebuildCounters;
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
@@ -32,6 +33,17 @@ impl Shard {
             Some(volume) => lagging(&volume.replica),
             None => self.metadata.as_ref().filter(|m| m.group() == group).map_or(Vec::new(), |m| lagging(&m.replica)),
         }
+    }
+
+    /// What the replicas here went through since they were opened.
+    pub fn rebuild_counters(&self) -> RebuildCounters {
+        let volumes = self.volumes.values().map(|volume| volume.replica.rebuild_counters());
+        let metadata = self.metadata.iter().map(|metadata| metadata.replica.rebuild_counters());
+        volumes.chain(metadata).fold(RebuildCounters::default(), |sum, of| RebuildCounters {
+            installed: sum.installed + of.installed,
+            given_up: sum.given_up + of.given_up,
+            hash_mismatches: sum.hash_mismatches + of.hash_mismatches,
+        })
     }
 
     /// The replica of the group here, how far it has applied the log, and the state that came of it: equal on all

@@ -10,8 +10,8 @@ use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_metadata::Catalogue;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
-use holdfast_replica::replica::{RestoreError, machine_state};
-use holdfast_replica::{Context, Replica, StateMachine, wire};
+use holdfast_replica::replica::{Answer, RestoreError, machine_state};
+use holdfast_replica::{Context, Replica, StateMachine, rebuild, wire};
 use holdfast_store::device::Device;
 use holdfast_store::group::{Damage, OpenError, RecoveredGroup, StoreEvent};
 use holdfast_store::ops::{DeviceError, OpId};
@@ -20,7 +20,7 @@ use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
 use crate::admin::{AdminError, AdminReply, AdminRequest};
-use crate::core::{ClientId, Core, Effects};
+use crate::core::{ClientId, Core, Effects, ReadPurpose};
 use crate::intents::Orders;
 use crate::machine::VolumeMachine;
 use crate::metadata_group::MetadataGroup;
@@ -89,6 +89,8 @@ pub struct Shard {
 /// The calls of a replica that do not depend on its state machine.
 trait Driven {
     fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_rebuild(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_fetched(&mut self, context: &mut Context<'_>, request: u64, answer: Answer);
     fn on_deadline(&mut self, context: &mut Context<'_>);
     fn on_suspect(&mut self, context: &mut Context<'_>, node: NodeId);
     fn on_peer_connected(&mut self, context: &mut Context<'_>, node: NodeId);
@@ -109,6 +111,19 @@ impl<S: StateMachine> Driven for Replica<S> {
         if let Ok(message) = wire::decode(meta, payload) {
             Replica::on_message(self, context, from, message);
         }
+    }
+
+    fn on_rebuild(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes) {
+        if to != self.id() {
+            return;
+        }
+        if let Ok(message) = rebuild::message::decode(meta, payload) {
+            self.on_rebuild_message(context, from, message);
+        }
+    }
+
+    fn on_fetched(&mut self, context: &mut Context<'_>, request: u64, answer: Answer) {
+        Replica::on_fetched(self, context, request, answer);
     }
 
     fn on_deadline(&mut self, context: &mut Context<'_>) {
@@ -246,7 +261,9 @@ impl Shard {
                 self.with_group(group, |replica, context| replica.on_message(context, sender, to, &meta, &payload));
             }
             PeerMessage::Control { body } => self.on_control(from, &body),
-            PeerMessage::Delta { .. } => {}
+            PeerMessage::Delta { group, from: sender, to, meta, payload } => {
+                self.with_group(group, |replica, context| replica.on_rebuild(context, sender, to, &meta, &payload));
+            }
         }
     }
 
@@ -331,6 +348,14 @@ impl Shard {
                 quiet = false;
                 self.on_store_event(event);
             }
+            for answer in self.core.store.take_changes() {
+                quiet = false;
+                let Some((group, ReadPurpose::Rebuild { request })) = self.core.reads.remove(&answer.token) else {
+                    continue;
+                };
+                let changes = Answer::Changes(answer.result);
+                self.with_group(group, |replica, context| replica.on_fetched(context, request, changes));
+            }
             while let Some(group) = self.core.touched.pop_first() {
                 quiet = false;
                 self.core.due.insert(group);
@@ -339,6 +364,9 @@ impl Shard {
                 } else if let Some(metadata) = self.metadata.as_mut().filter(|metadata| metadata.group() == group) {
                     metadata.settle(&mut self.core);
                 }
+            }
+            if std::mem::take(&mut self.core.installed) {
+                self.refresh_peers();
             }
             quiet &= !self.carry_out_own();
             if quiet {
@@ -360,6 +388,10 @@ impl Shard {
             }
             StoreEvent::Read { token, result } => {
                 let Some((group, purpose)) = self.core.reads.remove(&token) else { return };
+                if let ReadPurpose::Rebuild { request } = purpose {
+                    let slot = Answer::Slot(result);
+                    return self.with_group(group, |replica, context| replica.on_fetched(context, request, slot));
+                }
                 if let Some(volume) = self.volumes.get_mut(&group) {
                     self.core.touched.insert(group);
                     volume.on_store_read(&mut self.core, purpose, result);

@@ -267,7 +267,14 @@ impl VolumeGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
-            Output::BecameLeader(_) | Output::NeedsDelta { .. } => {}
+            Output::BecameLeader(_) => {}
+            Output::SendRebuild { to, message } => {
+                if let Some(node) = self.replica.node_of(to) {
+                    core.send_rebuild(node, group, self.replica.id(), to, &message);
+                }
+            }
+            Output::Fetch { request, fetch } => core.fetch(group, request, fetch),
+            Output::Installed => core.installed = true,
             Output::Serving(term) => {
                 self.serving = Some(term);
                 for client in &self.clients {
@@ -349,6 +356,7 @@ impl VolumeGroup {
                 let steps = self.admission.on_read(read, result);
                 self.run_steps(core, steps);
             }
+            ReadPurpose::Rebuild { .. } => unreachable!("answered to the replica itself"),
             ReadPurpose::Client { token } => {
                 let Some(read) = self.reads.remove(&token) else { return };
                 let range = read.range.expect("only reads of a range reach the store");

@@ -31,7 +31,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 10] = [
+pub const MARKS: [&str; 11] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -40,7 +40,8 @@ pub const MARKS: [&str; 10] = [
     "a detach",
     "a resize under load",
     "a replica behind the log",
-    "no quorum without a rebuild",
+    "a rebuild by delta",
+    "a delta while writing",
     "a message dropped at a full buffer",
 ];
 
@@ -67,10 +68,8 @@ pub struct Report {
     pub bytes_verified: u64,
     pub faults: BTreeMap<FaultKind, u64>,
     pub marks: BTreeSet<&'static str>,
+    /// Replicas that needed more than the log still had, and were rebuilt.
     pub lagging: u64,
-    /// So many replicas lag behind what is left of the log that their group has no quorum: nothing brings them back
-    /// yet. What was read until then was right.
-    pub beyond_repair: bool,
     pub events: u64,
     pub log_hash: u64,
     /// Simulated.
@@ -81,7 +80,7 @@ impl Report {
     /// Whether it has shown enough to count.
     pub fn counts(&self) -> bool {
         let faults: u64 = self.faults.iter().filter(|(kind, _)| kind.breaks()).map(|(_, count)| count).sum();
-        !self.beyond_repair && self.operations >= OPERATIONS_MIN && faults >= FAULTS_MIN
+        self.operations >= OPERATIONS_MIN && faults >= FAULTS_MIN
     }
 }
 
@@ -90,15 +89,11 @@ impl Report {
 pub fn run(seed: u64, options: Options) -> Result<Report, Failure> {
     let mut scenario = Scenario::new(seed, options)?;
     scenario.set_up()?;
-    let ended = scenario.chaos().and_then(|()| scenario.heal()).and_then(|()| scenario.verify());
-    match ended.and_then(|()| scenario.compare()) {
-        Err(Failure::Stuck(_)) if scenario.is_beyond_repair() => {
-            scenario.world.marks.insert("no quorum without a rebuild");
-            Ok(Report { beyond_repair: true, ..scenario.report() })
-        }
-        Err(failure) => Err(failure),
-        Ok(()) => Ok(scenario.report()),
-    }
+    scenario.chaos()?;
+    scenario.heal()?;
+    scenario.verify()?;
+    scenario.compare()?;
+    Ok(scenario.report())
 }
 
 struct Scenario {
@@ -261,6 +256,10 @@ impl Scenario {
             world.now.since(start) >= CHAOS_MIN && operations >= OPERATIONS_MIN + 200 && faults > FAULTS_MIN
         };
         self.world.run_until(start + CHAOS_MAX, enough)?;
+        self.note_lagging();
+        if self.rebuilt() > 0 {
+            self.world.marks.insert("a delta while writing");
+        }
         Ok(())
     }
 
@@ -334,7 +333,7 @@ impl Scenario {
         Ok(())
     }
 
-    /// Kills the leader of the first volume, unless that leaves no quorum that has everything.
+    /// Kills the leader of the first volume, unless a machine is gone for good.
     fn change_leaders(&mut self) -> Result<(), Failure> {
         let group = GroupId::first(self.world.targets[0].volume);
         let leader =
@@ -342,7 +341,7 @@ impl Scenario {
                 machine.is_serving() && machine.shard.as_ref().is_some_and(|shard| shard.leads(group))
             });
         let down = self.world.machines.iter().any(|machine| machine.failed.is_some());
-        if let Some(number) = leader.filter(|_| self.lagging.is_empty() && !down) {
+        if let Some(number) = leader.filter(|_| !down) {
             self.world.crash(number, Power::Off, CrashMode::LoseAll);
             self.world.after(Duration::from_secs(3), Timer::Restart(number));
             self.world.run_for(Duration::from_millis(10))?;
@@ -350,18 +349,17 @@ impl Scenario {
         Ok(())
     }
 
-    /// Replicas that follow have the same state at the same index.
+    /// All replicas come to the same state at the same index.
     fn compare(&mut self) -> Result<(), Failure> {
         self.world.run_for(Duration::from_secs(5))?;
         self.note_lagging();
         for group in self.groups() {
-            let lagging = self.held_up(group);
             let equal = |world: &World| {
-                let states = states_of(world, group, &lagging);
+                let states = states_of(world, group);
                 states.windows(2).all(|pair| pair[0] == pair[1])
             };
             if !self.world.run_until(self.world.now + HEAL_MAX, equal)? {
-                let states = states_of(&self.world, group, &lagging);
+                let states = states_of(&self.world, group);
                 let indexes: Vec<(u64, u32)> =
                     states.iter().map(|(index, state)| (*index, crc32c::crc32c(state))).collect();
                 let text = format!("replicas of {group} do not come to one state: {indexes:?}");
@@ -372,32 +370,10 @@ impl Scenario {
         Ok(())
     }
 
-    /// Replicas of the group that cannot follow: they lag, or another one on their disk does. What a lagging replica has
-    /// in its log and cannot commit keeps the log from going on, until a rebuild replaces it.
-    fn held_up(&self, group: GroupId) -> BTreeSet<(GroupId, ReplicaId)> {
+    /// Rebuilds that replicas went through, in the lives their machines have now.
+    fn rebuilt(&self) -> u64 {
         let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
-        let held_up = shards.filter(|shard| {
-            let here = |other: &GroupId| {
-                shard.machine_state(*other).is_some_and(|(r, ..)| self.lagging.contains(&(*other, r)))
-            };
-            self.groups().iter().any(here)
-        });
-        held_up.filter_map(|shard| shard.machine_state(group)).map(|(replica, ..)| (group, replica)).collect()
-    }
-
-    /// Whether some group has no quorum of replicas that run and can follow.
-    fn is_beyond_repair(&mut self) -> bool {
-        self.note_lagging();
-        self.groups().into_iter().any(|group| {
-            let held_up = self.held_up(group);
-            let shards =
-                self.world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
-            let fit =
-                shards.filter_map(|shard| shard.machine_state(group)).filter(|(r, ..)| !held_up.contains(&(group, *r)));
-            let members = self.world.targets.iter().find(|target| GroupId::first(target.volume) == group);
-            let members = members.map_or(self.world.machines.len(), |target| target.replicas.len());
-            fit.count() * 2 <= members
-        })
+        shards.map(|shard| shard.rebuild_counters().installed).sum()
     }
 
     fn report(mut self) -> Report {
@@ -408,7 +384,6 @@ impl Scenario {
             bytes_verified: world.targets.iter().map(Target::bytes_verified).sum(),
             faults: world.plan.struck.clone(),
             lagging: self.lagging.len() as u64,
-            beyond_repair: false,
             events: world.events,
             log_hash: world.log_hash(),
             lasted: world.now.since(self.started),
@@ -438,12 +413,15 @@ impl Scenario {
         if !self.lagging.is_empty() {
             self.world.marks.insert("a replica behind the log");
         }
+        if self.rebuilt() > 0 {
+            self.world.marks.insert("a rebuild by delta");
+        }
         if self.world.connections.statistics().dropped > 0 {
             self.world.marks.insert("a message dropped at a full buffer");
         }
     }
 
-    /// Replicas that need more than the log has: nothing brings them back yet.
+    /// Replicas that needed more than the log has.
     fn note_lagging(&mut self) {
         for group in self.groups() {
             let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
@@ -547,12 +525,8 @@ impl Scenario {
     }
 }
 
-/// Index and state of every replica that runs and follows.
-fn states_of(world: &World, group: GroupId, lagging: &BTreeSet<(GroupId, ReplicaId)>) -> Vec<(u64, Bytes)> {
+/// Index and state of every replica that runs.
+fn states_of(world: &World, group: GroupId) -> Vec<(u64, Bytes)> {
     let shards = world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
-    let states = shards.filter_map(|shard| shard.machine_state(group));
-    states
-        .filter(|(replica, ..)| !lagging.contains(&(group, *replica)))
-        .map(|(_, index, state)| (index.0, state))
-        .collect()
+    shards.filter_map(|shard| shard.machine_state(group)).map(|(_, index, state)| (index.0, state)).collect()
 }

@@ -15,7 +15,6 @@ pub struct Tally {
     operations: u64,
     bytes_verified: u64,
     lagging: u64,
-    beyond_repair: u64,
     simulated: Duration,
     faults: BTreeMap<FaultKind, u64>,
     marks: BTreeSet<&'static str>,
@@ -28,7 +27,6 @@ impl Tally {
         self.operations += report.operations;
         self.bytes_verified += report.bytes_verified;
         self.lagging += report.lagging;
-        self.beyond_repair += u64::from(report.beyond_repair);
         self.simulated += report.lasted;
         for (kind, count) in &report.faults {
             *self.faults.entry(*kind).or_default() += count;
@@ -48,11 +46,10 @@ impl Tally {
             took.as_secs_f64()
         );
         let (operations, bytes) = (self.operations, self.bytes_verified);
-        let (lagging, lost) = (self.lagging, self.beyond_repair);
+        let lagging = self.lagging;
         writeln!(
             text,
-            "{operations} operations, {bytes} bytes verified, {lagging} replicas left behind the log, \
-             in {lost} seeds a quorum of them"
+            "{operations} operations, {bytes} bytes verified, {lagging} replicas left behind the log"
         )
         .expect("a string takes everything");
         let faults: Vec<String> = FaultKind::ALL

@@ -59,6 +59,7 @@ mod cache;
 mod commit;
 mod frozen;
 mod header;
+mod install;
 mod layout;
 mod open;
 mod overlay;
@@ -68,6 +69,8 @@ mod plan;
 mod read;
 mod space;
 mod walk;
+
+pub use install::SLOT_NUMBERS_MAX;
 
 pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, SlotChange};
 
@@ -86,7 +89,8 @@ pub use crate::chunk::layout::GROUPS_MAX;
 pub(crate) use crate::chunk::layout::Place;
 use crate::chunk::layout::{Layout, Named};
 use crate::chunk::overlay::Layer;
-use crate::chunk::page::{BLOCKS_MAX, INDEX_MAX, Root};
+pub use crate::chunk::page::INDEX_MAX;
+use crate::chunk::page::{BLOCKS_MAX, Root};
 use crate::chunk::payload::Homes;
 use crate::chunk::read::ReadState;
 use crate::chunk::walk::{MapDrop, PageRead};
@@ -131,6 +135,8 @@ pub struct CheckpointedGroup {
     /// Records up to here were committed; none of the group's blocks is readable before they are applied again.
     /// At or below `index`: nothing of that kind.
     pub write_back_to: u64,
+    /// See [`crate::group::RecoveredGroup`].
+    pub installing: u64,
     pub state: GroupState,
     /// Equal on every replica whose checkpoint has this index. `None`: parts of the map are lost.
     pub map_hash: Option<u128>,
@@ -215,6 +221,10 @@ struct Group {
     /// `CheckpointWanted` was told since the last `CheckpointDone`.
     wanted: bool,
     damaged: bool,
+    /// Slots of a delta are in the map or on their way there; see [`install`].
+    installing: bool,
+    /// No slot of a delta has a higher index.
+    installing_to: u64,
 }
 
 impl Group {
@@ -231,6 +241,8 @@ impl Group {
             deleting: false,
             wanted: false,
             damaged: false,
+            installing: false,
+            installing_to: 0,
         }
     }
 }
@@ -239,8 +251,13 @@ impl Chunks {
     /// Index of the last checkpoint, and the hash of its map, which is equal on every replica with a checkpoint at that
     /// index. `None`: no such group, or parts of its map are lost.
     pub fn map_hash(&self, group: GroupId) -> Option<(u64, u128)> {
-        let header = &self.groups.get(&group)?.header;
+        let found = self.groups.get(&group).filter(|found| !found.installing)?;
+        let header = &found.header;
         header.counts.map(|counts| (header.index, counts.hash))
+    }
+
+    pub(crate) fn checkpoint_index(&self, group: GroupId) -> Option<u64> {
+        self.groups.get(&group).map(|found| found.header.index)
     }
 
     pub fn counters(&self) -> Counters {
@@ -277,6 +294,7 @@ impl Chunks {
             root: Root::default(),
             counts: Some(Counts::default()),
             forget_below: 0,
+            installing: 0,
             hard_state: initial.hard_state,
             position: initial.position,
             state,
@@ -314,12 +332,13 @@ impl Chunks {
     /// Takes the changes of the entry at `index`, which is committed and flushed on this disk. Reads see them at once.
     ///
     /// # Panics
-    /// Where the index does not rise, a range lies beyond every map, a zero is longer than [`ZERO_BLOCKS_MAX`], or the
-    /// number of checksums is not that of the blocks.
+    /// Where the index does not rise, a range lies beyond every map, a zero is longer than [`ZERO_BLOCKS_MAX`], the
+    /// number of checksums is not that of the blocks, or a delta is being installed.
     pub fn apply(&mut self, group: GroupId, index: u64, mutations: Vec<Mutation>) {
         let Some(found) = self.groups.get_mut(&group).filter(|found| !found.deleting) else { return };
         assert!(index > found.applied, "index {index} of {group} is applied after {}", found.applied);
         assert!(index < INDEX_MAX, "index {index} does not fit a map");
+        assert!(!found.installing, "{group} is being installed: its blocks are of no single index");
         found.applied = index;
         let (blocks_before, bytes_before) = (found.active.blocks_needed(), found.active.bytes());
         for mutation in mutations {
@@ -331,6 +350,14 @@ impl Chunks {
             assert!(first.checked_add(count).is_some_and(|end| end <= BLOCKS_MAX), "block {first} is beyond every map");
             found.active.apply(index, mutation, found.payloads.get(&index));
         }
+        self.count_change(group, blocks_before, bytes_before);
+        self.settle_promises(group, index);
+        self.want_checkpoints();
+    }
+
+    /// The active layer has grown from those sizes.
+    fn count_change(&mut self, group: GroupId, blocks_before: u64, bytes_before: u64) {
+        let found = self.groups.get_mut(&group).expect("its layer was changed");
         self.reserved_blocks = self.reserved_blocks + found.active.blocks_needed() - blocks_before;
         if !found.wanted {
             self.unasked_bytes += found.active.bytes() - bytes_before;
@@ -338,8 +365,6 @@ impl Chunks {
                 self.want_checkpoint(group);
             }
         }
-        self.settle_promises(group, index);
-        self.want_checkpoints();
     }
 
     /// Writes back everything applied, which is everything up to `index`, and makes it durable together with `state`,
@@ -361,28 +386,21 @@ impl Chunks {
         if found.damaged {
             return Err(StoreError::Damaged);
         }
+        if found.installing {
+            return Err(StoreError::Installing);
+        }
         if found.committing {
             return Err(StoreError::Busy);
         }
         assert!(index >= found.applied, "a checkpoint of {group} at {index} is behind {}", found.applied);
-        let (home, jobs) = self.place_state(&state.state)?;
-        let barrier = self.next_read;
-        let found = self.groups.get_mut(&group).expect("it was found above");
-        if !found.wanted {
-            self.unasked_bytes -= found.active.bytes();
-        }
-        found.applied = index;
-        found.committing = true;
         let mut header = found.header.clone();
+        let (home, jobs) = self.place_state(&state.state)?;
         header.index = index;
         header.wal_sequence = wal_sequence;
         header.hard_state = state.hard_state;
         header.position = state.position;
         header.state = home;
-        found.frozen = Some(Arc::new(std::mem::take(&mut found.active)));
-        self.commits.push_back(Commit::new(Kind::Checkpoint, header, jobs, barrier));
-        self.advance();
-        Ok(())
+        self.queue_checkpoint(group, header, jobs)
     }
 
     /// Tombstones of changes below `index` need not be kept: every configured replica has a checkpoint at or above it.

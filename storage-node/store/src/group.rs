@@ -56,7 +56,8 @@ pub struct Append {
     pub sequence: u64,
     /// At most [`HARD_STATE_BYTES_MAX`].
     pub hard_state: Option<Bytes>,
-    /// Records at this index and above are gone. Above the checkpoint's index.
+    /// Records at this index and above are gone; at or below the checkpoint's index all of them, for the checkpoint did
+    /// not come of them.
     pub truncate_from: Option<u64>,
     /// Contiguous; the first follows what is left after the truncation. At most [`RECORDS_MAX`] of them and
     /// [`APPEND_BYTES_MAX`] bytes.
@@ -83,6 +84,21 @@ pub enum Mutation {
     Zero { first_block: u64, count: u64, discard: bool },
 }
 
+/// Sixteen blocks of a group as another replica holds them; part of a delta.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledSlot {
+    /// It covers blocks `[16 slot, 16 (slot + 1))`.
+    pub slot: u64,
+    /// Log index that last changed it; zero: the sender knows nothing of it.
+    pub index: u64,
+    /// Bit i: block `16 slot + i` holds data; the others are zero.
+    pub present: u16,
+    /// The present blocks, in order.
+    pub data: Bytes,
+    /// crc32c of each of them.
+    pub checksums: Arc<[u32]>,
+}
+
 /// A group as found on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveredGroup {
@@ -93,6 +109,9 @@ pub struct RecoveredGroup {
     /// Records up to here were committed, and blocks are not readable before they are applied again. At or below
     /// `checkpoint_index`: nothing of that kind.
     pub committed_to: u64,
+    /// Above zero: a delta was being installed, towards this index at most. The blocks are of no single index: nothing
+    /// is to be applied or read before an install ends.
+    pub installing: u64,
     /// Newer than the checkpoint's, where the WAL has one.
     pub hard_state: Option<Bytes>,
     /// Contiguous; starts anywhere at or below `checkpoint_index + 1`, all durable.
@@ -160,6 +179,8 @@ pub enum ReadError {
     /// which were committed and have to be applied again first.
     #[error("the records up to {needed} have to be applied again first")]
     Behind { needed: u64 },
+    #[error("the blocks are being brought up from another replica")]
+    Installing,
 }
 
 /// Why an append was refused; nothing of it was kept.
@@ -194,6 +215,20 @@ pub enum StoreError {
     Busy,
     #[error("the checkpoint of the group is damaged: only deleting the group is left")]
     Damaged,
+    #[error("the blocks of the group are being brought up from another replica")]
+    Installing,
+}
+
+/// Why a delta was not taken for complete; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InstallError {
+    /// Slots that should be here are missing, or others are still here.
+    #[error("the map's hash is {found:032x}, the sender's is {expected:032x}")]
+    Hash { found: u128, expected: u128 },
+    #[error("parts of the map are lost: its hash is not known")]
+    MapLost,
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 /// Why a disk was not formatted.

@@ -17,6 +17,8 @@ pub enum Bug {
     ReuseSlotUnderLog,
     /// Recovery ends the log at the first bad checksum, whatever follows.
     TruncateAtBadChecksum,
+    /// A delta is taken for complete whatever the hash of the map is.
+    InstallAnyMap,
 }
 
 #[cfg(feature = "planted")]
@@ -48,3 +50,4 @@ switch!(skip_wal_flush, SkipWalFlush);
 switch!(skip_payload_flush, SkipPayloadFlush);
 switch!(reuse_slot_under_log, ReuseSlotUnderLog);
 switch!(truncate_at_bad_checksum, TruncateAtBadChecksum);
+switch!(install_any_map, InstallAnyMap);

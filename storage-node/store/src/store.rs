@@ -16,7 +16,8 @@ use holdfast_id::{GroupId, ReplicaId};
 use crate::chunk::{ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, Place};
 use crate::device::Device;
 use crate::group::{
-    Append, AppendError, FormatError, GroupState, Mutation, OpenError, RecoveredGroup, StoreError, StoreEvent, Usage,
+    Append, AppendError, FormatError, GroupState, InstallError, InstalledSlot, Mutation, OpenError, RecoveredGroup,
+    StoreError, StoreEvent, Usage,
 };
 use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
 use crate::superblock::{FormatOptions, Superblock};
@@ -174,7 +175,7 @@ impl Store {
     /// `Flushed` follows when everything in it is durable.
     ///
     /// # Panics
-    /// Where the records do not continue the group's log, or the truncation reaches below the checkpoint.
+    /// Where the records do not continue the group's log.
     pub fn append(&mut self, append: Append) -> Result<(), AppendError> {
         if self.failed {
             return Err(AppendError::Failed);
@@ -238,6 +239,43 @@ impl Store {
         Ok(())
     }
 
+    /// Takes a slot of another replica's map in the place of this one's; see [`Chunks::install`].
+    pub fn install(&mut self, group: GroupId, towards: u64, slot: InstalledSlot) -> Result<(), StoreError> {
+        self.chunks.install(group, towards, slot)?;
+        self.settle();
+        Ok(())
+    }
+
+    /// Makes the slots taken so far durable; `CheckpointDone` follows. `hard_state` is the newest.
+    pub fn commit_install(&mut self, group: GroupId, hard_state: Bytes) -> Result<(), StoreError> {
+        let wal_sequence = self.wal.checkpoint_sequence(group);
+        self.chunks.commit_install(group, wal_sequence, hard_state)?;
+        let index = self.chunks.checkpoint_index(group).expect("it takes slots");
+        self.checkpoints.insert(group, (index, wal_sequence));
+        self.settle();
+        Ok(())
+    }
+
+    /// The group becomes what the sender has at `index`, where the map's hash is the sender's; `CheckpointDone` follows.
+    /// Records of the WAL up to `index` count no more from then on, those above it only if the caller says so at the
+    /// next open: it truncates what does not follow.
+    ///
+    /// # Panics
+    /// Where `index` is below the last checkpoint.
+    pub fn finish_install(
+        &mut self,
+        group: GroupId,
+        index: u64,
+        state: GroupState,
+        hash: u128,
+    ) -> Result<(), InstallError> {
+        let wal_sequence = self.wal.checkpoint_sequence(group);
+        self.chunks.finish_install(group, index, wal_sequence, state, hash)?;
+        self.checkpoints.insert(group, (index, wal_sequence));
+        self.settle();
+        Ok(())
+    }
+
     /// Records up to `to` may leave the WAL, as far as the last checkpoint reaches.
     pub fn release(&mut self, group: GroupId, to: u64) {
         self.wal.release(group, to);
@@ -258,8 +296,9 @@ impl Store {
         self.settle();
     }
 
-    /// Which slots of a frozen map changed above an index; [`Store::take_changes`] has the answer later.
-    pub fn changed_since(&mut self, group: GroupId, id: FrozenId, above: u64, from_slot: u64, token: u64) {
+    /// Which slots of a frozen map, or of the last checkpoint, changed above an index; [`Store::take_changes`] has the
+    /// answer later.
+    pub fn changed_since(&mut self, group: GroupId, id: Option<FrozenId>, above: u64, from_slot: u64, token: u64) {
         self.chunks.changed_since(group, id, above, from_slot, token);
         self.settle();
     }
@@ -385,6 +424,7 @@ fn recovered(checkpointed: CheckpointedGroup, log: RecoveredLog) -> RecoveredGro
         checkpoint_index: checkpointed.index,
         checkpoint: checkpointed.state,
         committed_to: checkpointed.write_back_to,
+        installing: checkpointed.installing,
         hard_state: log.hard_state,
         records: log.records,
         // Without its checkpoint the log is of no use, whether whole or not.

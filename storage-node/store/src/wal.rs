@@ -237,7 +237,7 @@ impl Wal {
     /// `placed`: for each record where its payload goes. The answer is the sequence of the batch it is in.
     ///
     /// # Panics
-    /// Where the records do not continue the group's log, or the truncation reaches below the checkpoint.
+    /// Where the records do not continue the group's log.
     pub(crate) fn append(&mut self, append: &Append, placed: &[Vec<Extent>]) -> Result<u64, AppendError> {
         assert_eq!(append.records.len(), placed.len(), "each record has its extents");
         if self.failed {
@@ -245,7 +245,7 @@ impl Wal {
         }
         let log = self.groups.get(append.group).ok_or(AppendError::UnknownGroup)?;
         let replica = log.replica;
-        let last = check_contiguous(append, log.last_appended, log.checkpoint_index);
+        let last = last_after(append, log.last_appended, log.checkpoint_index);
         let bytes = self.check_limits(append, placed)?;
         let slot_bytes: usize = placed.iter().flatten().map(Extent::bytes_in_slots).sum();
         if !self.groups.has_room_for(slot_bytes as u64, self.region.bytes()) {
@@ -559,11 +559,11 @@ impl Wal {
 }
 
 /// The index of the last record after `append`.
-fn check_contiguous(append: &Append, last_appended: u64, checkpoint_index: u64) -> u64 {
+fn last_after(append: &Append, last_appended: u64, checkpoint_index: u64) -> u64 {
     let mut last = last_appended;
     if let Some(from) = append.truncate_from {
-        assert!(from > checkpoint_index, "{}: truncation from {from} at checkpoint {checkpoint_index}", append.group);
-        last = last.min(from - 1);
+        // Below the checkpoint: of a log that an installed state does not come of.
+        last = last.min(from - 1).max(checkpoint_index);
     }
     for record in &append.records {
         assert_eq!(record.index, last + 1, "{}: records are contiguous", append.group);

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 19] = [
+const LAYERS: [Layer; 20] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
     Layer { name: "holdfast-consensus", knows: &["holdfast-id"], kind: Kind::Closed(&["thiserror"]) },
@@ -121,6 +121,7 @@ const LAYERS: [Layer; 19] = [
         ],
         kind: Kind::Rim,
     },
+    Layer { name: "holdfast-bench", knows: &[], kind: Kind::Rim },
     Layer { name: "xtask", knows: &[], kind: Kind::Rim },
 ];
 

@@ -1,5 +1,6 @@
 //! The tasks, one file each: `run` does the work and returns an error that names the step that failed.
 
+pub mod bench;
 pub mod fix;
 pub mod sim;
 pub mod test;

@@ -193,8 +193,8 @@ impl Chunks {
         commit.plan.top = if root.page.is_some() { grown.max(root.level) } else { grown };
         commit.plan.todo = layer.leaves().clone();
 
-        // Zeroes change the map alone.
-        if layer.last_written_leaf().is_none() {
+        // Zeroes change the map alone, and installed slots go to fresh places.
+        if layer.last_written_leaf().is_none() || layer.has_installed() {
             return;
         }
         commit.stage = Stage::Intent;
@@ -277,7 +277,9 @@ impl Chunks {
         let group = self.groups.get_mut(&id).expect("a commit is of a group");
         group.committing = false;
         let mut freed = group.settle(commit.taken, commit.freed);
-        freed.extend(state_slots(&group.header.state));
+        if header.state != group.header.state {
+            freed.extend(state_slots(&group.header.state));
+        }
         match commit.kind {
             Kind::Create => {
                 group.header = header;
@@ -293,6 +295,9 @@ impl Chunks {
                 }
                 let index = header.index;
                 let forget_below = group.header.forget_below;
+                if header.installing == 0 {
+                    (group.installing, group.installing_to) = (false, 0);
+                }
                 group.header = header;
                 group.header.forget_below = forget_below;
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });

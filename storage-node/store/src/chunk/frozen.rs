@@ -84,8 +84,8 @@ pub struct Question {
 }
 
 impl Chunks {
-    /// Keeps the group's last checkpoint readable until [`Chunks::thaw`]. `Busy` while a checkpoint is under way or too
-    /// many are frozen; and after a write-back that was cut short until a checkpoint passes it, because the slots of
+    /// Keeps the group's last checkpoint readable until [`Chunks::thaw`]. `Busy` while a checkpoint is under way, a delta
+    /// is being installed, or too many are frozen; and after a write-back that was cut short until a checkpoint passes it, because the slots of
     /// the last checkpoint then hold later changes too.
     pub fn freeze(&mut self, group: GroupId) -> Result<Frozen, StoreError> {
         self.check_running()?;
@@ -94,7 +94,7 @@ impl Chunks {
         if found.damaged {
             return Err(StoreError::Damaged);
         }
-        let unsettled = found.header.write_back_to > found.header.index;
+        let unsettled = found.installing || found.header.write_back_to > found.header.index;
         if found.committing || unsettled || found.freezes.len() == FREEZES_MAX {
             return Err(StoreError::Busy);
         }
@@ -127,9 +127,9 @@ impl Chunks {
         self.advance();
     }
 
-    /// Asks which slots of a frozen map, from `from_slot` on, changed above an index;
+    /// Asks which slots of a frozen map (`None`: of the last checkpoint), from `from_slot` on, changed above an index;
     /// [`Chunks::take_changes`] has the answer later. Tombstones are told as slots without present blocks.
-    pub fn changed_since(&mut self, group: GroupId, id: FrozenId, above: u64, from_slot: u64, token: u64) {
+    pub fn changed_since(&mut self, group: GroupId, id: Option<FrozenId>, above: u64, from_slot: u64, token: u64) {
         let (replica, root) = match self.frozen_root(group, id) {
             Ok(found) => found,
             Err(error) => return self.changes.push(ChangesAnswer { token, result: Err(error) }),
@@ -150,7 +150,7 @@ impl Chunks {
 
     /// As [`Chunks::read`], of a frozen map. A map that was thawed is as unknown as its group would be.
     pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
-        match self.frozen_root(group, id) {
+        match self.frozen_root(group, Some(id)) {
             Ok((_, root)) => {
                 self.start_map_read(group, root, first_block, u64::from(count), Vec::new(), token);
                 self.advance();
@@ -159,11 +159,12 @@ impl Chunks {
         }
     }
 
-    fn frozen_root(&self, group: GroupId, id: FrozenId) -> Result<(ReplicaId, Root), ReadError> {
+    fn frozen_root(&self, group: GroupId, id: Option<FrozenId>) -> Result<(ReplicaId, Root), ReadError> {
         if self.failed {
             return Err(ReadError::Failed);
         }
         let found = self.groups.get(&group).filter(|found| !found.deleting).ok_or(ReadError::UnknownGroup)?;
+        let Some(id) = id else { return Ok((found.header.replica, found.header.root)) };
         let freeze = found.freezes.iter().find(|freeze| freeze.frozen.id == id).ok_or(ReadError::UnknownGroup)?;
         Ok((found.header.replica, freeze.root))
     }

@@ -30,7 +30,8 @@
 //! | 144 | 16 | hash of the map; means nothing while the counts are not known |
 //! | 160 | 256 | hard state |
 //! | 416 | 64 | position |
-//! | 480 | 3616 | the state, or the places u64 of its slots |
+//! | 480 | 8 | installing: the map is of no single index, a delta up to this one was being installed; zero: none |
+//! | 488 | 3608 | the state, or the places u64 of its slots |
 
 use bytes::Bytes;
 use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
@@ -48,13 +49,14 @@ const FLAG_DELETED: u16 = 1;
 const UNKNOWN: u64 = u64::MAX;
 const HARD_STATE: usize = 160;
 const POSITION: usize = HARD_STATE + HARD_STATE_BYTES_MAX;
-const STATE: usize = POSITION + POSITION_BYTES_MAX;
+const INSTALLING: usize = POSITION + POSITION_BYTES_MAX;
+const STATE: usize = INSTALLING + 8;
 
 /// Longest state that lies in the header itself.
 pub const INLINE_STATE_BYTES_MAX: usize = BLOCK_BYTES - STATE;
 const STATE_SLOTS_MAX: usize = STATE_BYTES_MAX / SLOT_BYTES;
 
-const _: () = assert!(POSITION == 416 && STATE == 480 && INLINE_STATE_BYTES_MAX == 3616);
+const _: () = assert!(POSITION == 416 && STATE == 488 && INLINE_STATE_BYTES_MAX == 3608);
 const _: () = assert!(STATE_SLOTS_MAX * 8 <= INLINE_STATE_BYTES_MAX, "the longest state's slots fit the header");
 const _: () = assert!(16 + GroupId::BYTES == 34 && 40 + ID_BYTES == 56);
 
@@ -88,6 +90,8 @@ pub struct Header {
     /// What the map names. `None` once a page was lost, with what it named, until an open has counted again.
     pub counts: Option<Counts>,
     pub forget_below: u64,
+    /// Above zero: slots hold the changes up to other indices than `index`, the highest of them at most this.
+    pub installing: u64,
     pub hard_state: Bytes,
     pub position: Bytes,
     pub state: StateHome,
@@ -125,6 +129,7 @@ impl Header {
         put(&mut block, 120, (self.hard_state.len() as u16).to_le_bytes());
         put(&mut block, 122, (self.position.len() as u16).to_le_bytes());
         put(&mut block, 136, self.forget_below.to_le_bytes());
+        put(&mut block, INSTALLING, self.installing.to_le_bytes());
         block[144..HARD_STATE].copy_from_slice(&self.counts.map_or(0, |counts| counts.hash).to_le_bytes());
         block[HARD_STATE..][..self.hard_state.len()].copy_from_slice(&self.hard_state);
         block[POSITION..][..self.position.len()].copy_from_slice(&self.position);
@@ -193,6 +198,7 @@ impl Header {
                 (slots, pages) => Some(Counts { slots, pages, hash }),
             },
             forget_below: u64_at(block, 136),
+            installing: u64_at(block, INSTALLING),
             hard_state: Bytes::copy_from_slice(&block[HARD_STATE..][..hard_state]),
             position: Bytes::copy_from_slice(&block[POSITION..][..position]),
             state: Self::decode_state(layout, block)?,

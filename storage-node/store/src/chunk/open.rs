@@ -116,6 +116,8 @@ impl Chunks {
         };
         let mut group = Group::new(header);
         group.damaged = reason.is_some();
+        group.installing = group.header.installing != 0;
+        group.installing_to = group.header.installing;
         if let (true, Some(root)) = (group.damaged, &mut group.header.root.page) {
             // Two groups may claim its slots; neither reads nor frees them through this map.
             *root = PageRef::LOST;
@@ -127,8 +129,9 @@ impl Chunks {
             index: header.index,
             wal_sequence: header.wal_sequence,
             write_back_to: header.write_back_to,
+            installing: header.installing,
             state: GroupState { hard_state: header.hard_state.clone(), position: header.position.clone(), state },
-            map_hash: header.counts.map(|counts| counts.hash),
+            map_hash: header.counts.filter(|_| header.installing == 0).map(|counts| counts.hash),
             damage: reason.map(|reason| Damage::Checkpoint { reason }),
         };
         self.groups.insert(header.group, group);

@@ -10,7 +10,7 @@ use crate::chunk::layout::{Place, SLOT_BLOCKS};
 use crate::chunk::page::{LEAF_BLOCKS, LEVEL_MAX};
 use crate::chunk::payload::Homes;
 use crate::device::BLOCK_BYTES;
-use crate::group::Mutation;
+use crate::group::{InstalledSlot, Mutation};
 
 /// What a range costs in memory beside its data; chosen above the size of a tree node's share.
 const PIECE_BYTES: u64 = 256;
@@ -72,6 +72,8 @@ pub struct Layer {
     /// zeroes may hide some. A subset of `slots`.
     homes: BTreeMap<u64, Place>,
     leaves: BTreeSet<u64>,
+    /// Slots of a delta, by number. A layer has these or pieces, never both.
+    installed: BTreeMap<u64, InstalledSlot>,
     /// An upper bound of the memory held: also what later pieces hid counts, since a buffer lives as long as any part.
     bytes: u64,
     /// Of the last mutation.
@@ -80,7 +82,15 @@ pub struct Layer {
 
 impl Layer {
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.pieces.is_empty() && self.installed.is_empty()
+    }
+
+    pub fn has_installed(&self) -> bool {
+        !self.installed.is_empty()
+    }
+
+    pub fn installed(&self, slot: u64) -> Option<&InstalledSlot> {
+        self.installed.get(&slot)
     }
 
     pub fn bytes(&self) -> u64 {
@@ -100,9 +110,10 @@ impl Layer {
         self.slots.contains(&slot)
     }
 
-    /// The highest leaf that holds data.
+    /// The highest leaf that holds data, or anything of a delta.
     pub fn last_written_leaf(&self) -> Option<u64> {
-        self.slots.last().map(|slot| slot * SLOT_BLOCKS / LEAF_BLOCKS)
+        let last = self.slots.last().copied().max(self.installed.keys().next_back().copied());
+        last.map(|slot| slot * SLOT_BLOCKS / LEAF_BLOCKS)
     }
 
     /// Where the data of a slot lies already, if all of it does.
@@ -151,6 +162,18 @@ impl Layer {
         self.bytes += PIECE_BYTES + TOUCHED_BYTES * (leaves.end() - leaves.start() + 1);
         self.leaves.extend(leaves);
         self.pieces.insert(piece.first, piece);
+    }
+
+    /// Takes a slot of a delta.
+    pub fn install(&mut self, installed: InstalledSlot) {
+        assert!(self.pieces.is_empty(), "a delta is not mixed with entries");
+        let leaf = installed.slot * SLOT_BLOCKS / LEAF_BLOCKS;
+        self.bytes += installed.data.len() as u64 + PIECE_BYTES;
+        self.bytes += if self.leaves.insert(leaf) { TOUCHED_BYTES } else { 0 };
+        if installed.present != 0 {
+            self.slots.insert(installed.slot);
+        }
+        self.installed.insert(installed.slot, installed);
     }
 
     /// The pieces that overlap the range, cut to it, in order.

@@ -119,6 +119,11 @@ impl Chunks {
         let mut leaf = old.clone();
         let first_slot = number * LEAF_BLOCKS / SLOT_BLOCKS;
         for (i, slot) in (first_slot..).take(leaf.slots.len()).enumerate() {
+            if let Some(installed) = layer.installed(slot) {
+                self.plan_installed(commit, &mut leaf, i, installed);
+                let (before, after) = (old.slot_hash(number, i), leaf.slot_hash(number, i));
+                commit.count(|counts| counts.hash = counts.hash.wrapping_sub(before).wrapping_add(after));
+            }
             let pieces = layer.range(slot * SLOT_BLOCKS..(slot + 1) * SLOT_BLOCKS);
             if !pieces.is_empty() {
                 self.plan_slot(commit, &layer, &mut leaf, i, slot, &pieces);
@@ -233,7 +238,7 @@ impl Chunks {
         plan.level += 1;
     }
 
-    fn fail_for_space(&mut self) {
+    pub(super) fn fail_for_space(&mut self) {
         // Promises are made before appends are accepted, so this is a promise that was not asked for.
         self.fail("a checkpoint found no space that was promised to it".to_owned());
     }

@@ -63,6 +63,9 @@ impl Chunks {
             return Err(ReadError::Failed);
         }
         let found = self.groups.get(&group).filter(|found| !found.deleting).ok_or(ReadError::UnknownGroup)?;
+        if found.installing {
+            return Err(ReadError::Installing);
+        }
         if found.applied < found.header.write_back_to {
             return Err(ReadError::Behind { needed: found.header.write_back_to });
         }

@@ -98,11 +98,11 @@ impl Chunks {
         }
     }
 
-    fn available_blocks(&self) -> u64 {
+    pub(super) fn available_blocks(&self) -> u64 {
         (self.allocator.free_slots() * SLOT_BLOCKS).saturating_sub(self.reserved_blocks)
     }
 
-    fn reserve_blocks(&self) -> u64 {
+    pub(super) fn reserve_blocks(&self) -> u64 {
         (self.layout.slots / RESERVE_SHARE).clamp(RESERVE_SLOTS_MIN, RESERVE_SLOTS_MAX) * SLOT_BLOCKS
     }
 

@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod golden;
 mod harness;
+mod install;
 mod oracle;
 mod payload;
 mod readers;

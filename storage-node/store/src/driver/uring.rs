@@ -89,6 +89,9 @@ impl UringDriver {
     }
 
     fn enter(&mut self) {
+        if self.ring.submission().is_empty() {
+            return;
+        }
         match self.ring.submit() {
             Ok(_) => {}
             // The kernel is short of memory or was interrupted: the owner comes back to `completions` at once.

@@ -281,3 +281,52 @@ fn damage_of_the_wal_reaches_the_recovered_group() {
     let disk = disk.reopen();
     assert_eq!(disk.groups[0].damage, Some(Damage::Log { intact_to: 0 }));
 }
+
+#[test]
+fn the_log_restarts_above_an_installed_state() {
+    let mut disk = Disk::new();
+    disk.create(1);
+    for index in 1..=6 {
+        disk.store.append(append(1, index, index, vec![index as u8; BLOCK])).unwrap();
+    }
+    disk.run();
+    disk.store.apply(group(1), 1, write(0, vec![1; BLOCK]));
+    disk.store.checkpoint(group(1), 1, state("one")).unwrap();
+    disk.run();
+    let install = |disk: &mut Disk, slot: u64, index: u64, text: &str| {
+        let data = Bytes::from(vec![index as u8; BLOCK]);
+        let checksums = [crc32c::crc32c(&data)].into();
+        disk.store.install(group(1), index, InstalledSlot { slot, index, present: 1, data, checksums }).unwrap();
+        disk.store.commit_install(group(1), Bytes::from_static(b"hard")).unwrap();
+        disk.run();
+        let wrong = disk.store.finish_install(group(1), index, state(text), 0);
+        let Err(InstallError::Hash { found, .. }) = wrong else { panic!("{wrong:?}") };
+        disk.store.finish_install(group(1), index, state(text), found).unwrap();
+        assert!(disk.run().contains(&StoreEvent::CheckpointDone { group: group(1), index }));
+    };
+    // Within the log: whether records above it follow is the caller's to know.
+    install(&mut disk, 1, 4, "four");
+    let mut disk = disk.reopen();
+    let found = &disk.groups[0];
+    assert_eq!((found.checkpoint_index, found.installing, &found.checkpoint), (4, 0, &state("four")));
+    assert_eq!(found.records.iter().map(|record| record.index).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    // They do not: all that came before goes, below the checkpoint too, and the log goes on above it.
+    let restart = Append { truncate_from: Some(1), ..append(1, 1, 5, vec![9; BLOCK]) };
+    disk.store.append(restart.clone()).unwrap();
+    disk.run();
+    let mut disk = disk.reopen();
+    assert_eq!(disk.groups[0].records, restart.records);
+    assert_eq!(disk.groups[0].damage, None);
+    // Beyond the log.
+    install(&mut disk, 2, 20, "twenty");
+    assert_eq!(disk.store.last_appended(group(1)), Some(20));
+    disk.store.append(append(1, 2, 21, vec![])).unwrap();
+    disk.run();
+    assert_eq!(disk.store.usage().data_reserved, 0, "records that are not applied any more hold no promise");
+    let mut disk = disk.reopen();
+    let found = &disk.groups[0];
+    assert_eq!((found.checkpoint_index, found.damage.clone()), (20, None));
+    assert_eq!(found.records.iter().map(|record| record.index).collect::<Vec<_>>(), [21]);
+    assert_eq!(disk.read(1, 0, 1).unwrap(), vec![1; BLOCK]);
+    assert_eq!(disk.read(1, 16, 17).unwrap(), [vec![4; BLOCK], vec![0; 15 * BLOCK], vec![20; BLOCK]].concat());
+}

@@ -64,6 +64,7 @@ fn header(state: StateHome) -> Header {
         root: Root { page: Some(PageRef { place: Place(64), crc: 0xdead_beef }), level: 2 },
         counts: Some(Counts { slots: 4, pages: 5, hash: 0x0123_4567_89ab_cdef_0011_2233_4455_6677 }),
         forget_below: 900,
+        installing: 1200,
         hard_state: Bytes::from_static(b"hard state"),
         position: Bytes::from_static(b"position"),
         state,

@@ -389,7 +389,7 @@ impl Machine {
     pub fn changes(&mut self, id: GroupId, frozen: Frozen, above: u64) -> Changes {
         let mut all = Changes { slots: Vec::new(), next_slot: Some(0) };
         while let Some(from) = all.next_slot {
-            self.chunks.changed_since(id, frozen.id, above, from, from);
+            self.chunks.changed_since(id, Some(frozen.id), above, from, from);
             self.collect();
             let answer = loop {
                 match self.chunks.take_changes().pop() {

@@ -23,7 +23,7 @@ fn step(machine: &mut Machine, next_replica: &mut u8) {
     match machine.random.below(100) {
         0..10 if !machine.models.contains_key(&id) => {
             *next_replica += 1;
-            let bytes = [0, 100, 3616, 3617, 200_000][machine.random.below(5) as usize];
+            let bytes = [0, 100, 3608, 3609, 200_000][machine.random.below(5) as usize];
             machine.create(id, replica(*next_replica), state(u64::from(*next_replica), bytes));
         }
         10..15 if live => {
@@ -49,7 +49,7 @@ fn step(machine: &mut Machine, next_replica: &mut u8) {
             machine.read(id, first, count);
         }
         60..66 if live && !machine.chunks.groups[&id].committing => {
-            let bytes = [0, 3616, 70_000][machine.random.below(3) as usize];
+            let bytes = [0, 3608, 70_000][machine.random.below(3) as usize];
             let tag = machine.next_number;
             machine.checkpoint(id, state(tag, bytes));
         }

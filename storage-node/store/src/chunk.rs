@@ -16,6 +16,8 @@
 //!    the last change in the frozen layer.
 //! 2. *Write back*: each changed block goes to its slot. A slot that P does not name is fresh. In a slot that P does
 //!    name the block is overwritten in place. Map pages and a long state go to fresh places, always.
+//!    A slot all of whose data an append has put into a slot of its own is not written: N's map adopts that one, which
+//!    the records in (P, N] name and P does not; see [`payload`].
 //! 3. *Flush*. Data and pages may share it: nothing durable names the pages yet.
 //! 4. *Header*: that of N goes, durably, to the copy that does not hold the intent.
 //! 5. What only P named is freed, and the frozen layer forgotten.
@@ -31,8 +33,9 @@
 //! between P and W after such a restart carries W on. Where the WAL has lost a record of (P, W], a delta from P
 //! repairs the replica, for the sender's map has each of the slots in doubt as changed above P.
 //!
-//! A crash after 4 leaves N. Its blocks and pages were flushed in 3; what P alone named is free at open, because open
-//! takes as named only what the headers in force name.
+//! A crash after 4 leaves N. Its blocks and pages were flushed in 3, adopted ones before their entries were applied; what
+//! P alone named is free at open, because open takes as named only what the headers in force name, and records of the WAL
+//! above them.
 //!
 //! A block that P's map holds as absent (zero, discarded) is written in place without harm: nobody reads it through P.
 //!

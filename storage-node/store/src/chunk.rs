@@ -167,6 +167,10 @@ pub struct Chunks {
     allocator: Allocator,
     /// Blocks promised to appends and to layers that are not written back.
     reserved_blocks: u64,
+    /// Blocks promised to entries above their group's checkpoint, applied or not: what a restart would promise.
+    promised_blocks: u64,
+    /// Slots held for such entries.
+    held_slots: u64,
     /// Overlay of the groups that were not asked for a checkpoint since their last one.
     unasked_bytes: u64,
     cache: PageCache,
@@ -214,6 +218,8 @@ struct Group {
     applied: u64,
     /// Blocks promised to appended entries that are not applied yet, by their index.
     promised: BTreeMap<u64, u64>,
+    /// What was promised to applied entries above the checkpoint.
+    promised_before: BTreeMap<u64, u64>,
     /// Slots that records above the checkpoint name, by their index.
     payloads: BTreeMap<u64, Homes>,
     /// The oldest first.
@@ -238,6 +244,7 @@ impl Group {
             active: Layer::default(),
             frozen: None,
             promised: BTreeMap::new(),
+            promised_before: BTreeMap::new(),
             payloads: BTreeMap::new(),
             freezes: Vec::new(),
             committing: false,

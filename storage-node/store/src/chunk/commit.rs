@@ -288,7 +288,9 @@ impl Chunks {
             Kind::Checkpoint => {
                 let layer = group.frozen.take().expect("a checkpoint has frozen a layer");
                 self.reserved_blocks -= layer.blocks_needed();
-                self.orphans.extend(group.pass_payloads(header.index, &commit.adopted));
+                let (passed, orphans) = group.pass_payloads(header.index, &commit.adopted);
+                self.held_slots -= passed;
+                self.orphans.extend(orphans);
                 // Of a group that was not asked, what was applied meanwhile counts already.
                 if std::mem::take(&mut group.wanted) {
                     self.unasked_bytes += group.active.bytes();
@@ -300,6 +302,7 @@ impl Chunks {
                 }
                 group.header = header;
                 group.header.forget_below = forget_below;
+                self.pass_promises(id, index);
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });
             }
             Kind::Delete => {
@@ -307,7 +310,10 @@ impl Chunks {
                 freed.extend(group.freezes.drain(..).flat_map(|freeze| freeze.dead));
                 let promised: u64 = group.promised.values().sum();
                 self.reserved_blocks -= promised + group.active.blocks_needed();
-                self.orphans.extend(group.drop_payloads(0));
+                self.promised_blocks -= promised + group.promised_before.values().sum::<u64>();
+                let held = group.drop_payloads(0);
+                self.held_slots -= held.len() as u64;
+                self.orphans.extend(held);
                 self.unasked_bytes -= if group.wanted { 0 } else { group.active.bytes() };
                 self.entries.insert(header.entry, header.generation);
                 self.drop_map(&group);

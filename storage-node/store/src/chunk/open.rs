@@ -70,6 +70,8 @@ impl Chunks {
             damaged_entries: table.damaged,
             allocator: Allocator::new(layout),
             reserved_blocks: 0,
+            promised_blocks: 0,
+            held_slots: 0,
             unasked_bytes: 0,
             cache: PageCache::new(limits.cached_pages),
             bad_pages: BTreeSet::new(),

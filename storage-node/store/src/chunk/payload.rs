@@ -36,12 +36,14 @@ impl Homes {
 }
 
 impl Group {
-    /// A checkpoint has passed the records up to `index`: what its map did not adopt of their slots is free.
-    pub fn pass_payloads(&mut self, index: u64, adopted: &BTreeSet<Place>) -> Vec<Place> {
+    /// A checkpoint has passed the records up to `index`. How many slots they held, and what its map did not adopt.
+    pub fn pass_payloads(&mut self, index: u64, adopted: &BTreeSet<Place>) -> (u64, Vec<Place>) {
         let later = self.payloads.split_off(&(index + 1));
         let passed = std::mem::replace(&mut self.payloads, later);
-        let places = passed.into_values().flat_map(|homes| homes.0).map(|(_, place)| place);
-        places.filter(|place| !adopted.contains(place)).collect()
+        let mut places: Vec<Place> = passed.into_values().flat_map(|homes| homes.0).map(|(_, place)| place).collect();
+        let slots = places.len() as u64;
+        places.retain(|place| !adopted.contains(place));
+        (slots, places)
     }
 
     /// Records from `index` on are truncated, or the group is deleted.
@@ -85,7 +87,9 @@ impl Chunks {
         let homes = self.homes(placed);
         if !homes.0.is_empty() {
             let found = self.groups.get_mut(&group).expect("a record is of a group");
-            found.payloads.insert(index, homes);
+            self.held_slots += homes.0.len() as u64;
+            let replaced = found.payloads.insert(index, homes);
+            assert!(replaced.is_none(), "a record is appended where none is");
         }
     }
 
@@ -103,7 +107,9 @@ impl Chunks {
 
     /// Records from `index` on are truncated. Their slots are the caller's, to free when that is durable.
     pub(crate) fn truncate_payloads(&mut self, group: GroupId, index: u64) -> Vec<Place> {
-        self.groups.get_mut(&group).map_or(Vec::new(), |found| found.drop_payloads(index))
+        let dropped = self.groups.get_mut(&group).map_or(Vec::new(), |found| found.drop_payloads(index));
+        self.held_slots -= dropped.len() as u64;
+        dropped
     }
 
     /// Slots that a checkpoint passed and did not adopt, or a deleted group held. They are the caller's, to free when

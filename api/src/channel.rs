@@ -1,5 +1,6 @@
 //! gRPC over the cluster's own mutual TLS: who is at the other end stands in its certificate, not in its name.
 
+use std::error::Error;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -7,10 +8,11 @@ use std::time::Duration;
 
 use holdfast_transport::{PeerIdentity, PeerRole, TlsConfigs, pki};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, AlertDescription};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -20,6 +22,9 @@ use tonic::transport::{Channel, Endpoint};
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(3);
 /// Accepted connections whose greeting is not finished; more wait in the kernel's queue.
 const GREETINGS_MAX: usize = 64;
+
+/// Read of a connection after it was refused.
+const REFUSED_BYTES_MAX: u64 = 64 << 10;
 
 /// Until accepting is tried again after it failed.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -50,6 +55,30 @@ pub async fn connect(address: &str, tls: &TlsConfigs, deadline: Duration) -> Res
         .connect_with_connector(connector)
         .await
         .map_err(|source| ConnectError::Unreachable { address: address.to_owned(), source })
+}
+
+/// Whether one end does not accept the other's certificate: no time will mend that.
+pub fn is_certificate_refused(error: &(dyn Error + 'static)) -> bool {
+    let tls = match error.downcast_ref::<io::Error>() {
+        // What an `io::Error` holds is not among its sources.
+        Some(error) => error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()),
+        None => error.downcast_ref::<rustls::Error>(),
+    };
+    match tls {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => true,
+        Some(rustls::Error::AlertReceived(alert)) => matches!(
+            alert,
+            AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::AccessDenied
+                | AlertDescription::DecryptError
+        ),
+        _ => error.source().is_some_and(is_certificate_refused),
+    }
 }
 
 async fn dial(address: &str, tls: &TlsConfigs) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
@@ -105,8 +134,9 @@ impl AsyncWrite for Accepted {
     }
 }
 
-/// Greets connections side by side, so that one that never finishes holds nobody up. Agents have no business here.
-pub fn incoming(listener: TcpListener, tls: TlsConfigs) -> ReceiverStream<io::Result<Accepted>> {
+/// Greets connections side by side, so that one that never finishes holds nobody up. Agents have no business here. Each
+/// begins with the configuration of its time.
+pub fn incoming(listener: TcpListener, tls: watch::Receiver<TlsConfigs>) -> ReceiverStream<io::Result<Accepted>> {
     let (sender, receiver) = mpsc::channel(GREETINGS_MAX);
     tokio::spawn(async move {
         loop {
@@ -119,7 +149,7 @@ pub fn incoming(listener: TcpListener, tls: TlsConfigs) -> ReceiverStream<io::Re
                     continue;
                 }
             };
-            let acceptor = TlsAcceptor::from(tls.server());
+            let acceptor = TlsAcceptor::from(tls.borrow().server());
             tokio::spawn(async move {
                 if let Ok(Ok(accepted)) = tokio::time::timeout(HANDSHAKE_WITHIN, greet(acceptor, stream)).await {
                     permit.send(Ok(accepted));
@@ -132,7 +162,15 @@ pub fn incoming(listener: TcpListener, tls: TlsConfigs) -> ReceiverStream<io::Re
 
 async fn greet(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<Accepted> {
     stream.set_nodelay(true)?;
-    let stream = acceptor.accept(stream).await?;
+    let stream = match acceptor.accept(stream).into_fallible().await {
+        Ok(stream) => stream,
+        Err((error, mut stream)) => {
+            // A socket closed with unread input is reset, and why it was refused is lost on the way.
+            stream.shutdown().await?;
+            tokio::io::copy(&mut stream.take(REFUSED_BYTES_MAX), &mut tokio::io::sink()).await?;
+            return Err(error);
+        }
+    };
     let peer = identity(stream.get_ref().1.peer_certificates())?;
     match peer.role {
         PeerRole::Node | PeerRole::Admin => Ok(Accepted { stream, peer }),

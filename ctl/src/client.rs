@@ -49,11 +49,14 @@ impl Cluster {
         let mut hint: Option<String> = None;
         let mut last = anyhow!("the cluster has no nodes");
         loop {
+            // No node accepts our certificate, or we not theirs: waiting mends nothing.
+            let mut refused = true;
             let hinted = hint.take();
             for address in hinted.iter().chain(self.file.nodes.iter().map(|node| &node.api)) {
                 let client = match channel::connect(address, &self.tls, CALL_WITHIN).await {
                     Ok(channel) => ClusterClient::new(channel),
                     Err(error) => {
+                        refused &= channel::is_certificate_refused(&error);
                         last = error.into();
                         continue;
                     }
@@ -61,6 +64,7 @@ impl Cluster {
                 match call(client).await {
                     Ok(response) => return Ok(response.into_inner()),
                     Err(status) if is_worth_another_try(&status) => {
+                        refused &= channel::is_certificate_refused(&status);
                         hint = refusal::leader(&status).map(|leader| leader.api_address);
                         last = describe(&status);
                         if hint.is_some() {
@@ -70,7 +74,7 @@ impl Cluster {
                     Err(status) => return Err(describe(&status)),
                 }
             }
-            if Instant::now() >= until {
+            if refused || Instant::now() >= until {
                 return Err(last.context("no node answers for the metadata plane"));
             }
             if hint.is_none() {

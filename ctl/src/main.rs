@@ -19,8 +19,13 @@ use tracing_subscriber::EnvFilter;
 
 use crate::args::{Arguments, Verb};
 
+#[cfg(all(feature = "planted", not(debug_assertions)))]
+compile_error!("planted bugs are for tests: no release has them");
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    #[cfg(feature = "planted")]
+    plant();
     let default_level = if arguments.verb.is_daemon() { "info" } else { "warn" };
     let filter = EnvFilter::try_from_env("HOLDFAST_LOG").unwrap_or_else(|_| EnvFilter::new(default_level));
     let colours = std::io::stderr().is_terminal();
@@ -50,5 +55,14 @@ fn main() -> ExitCode {
             eprintln!("holdfast: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// The bug that a test wants of this process and of those it starts.
+#[cfg(feature = "planted")]
+fn plant() {
+    if let Ok(name) = std::env::var("HOLDFAST_PLANTED") {
+        let bug = holdfast_planted::Bug::named(&name).unwrap_or_else(|| panic!("no bug is called {name}"));
+        holdfast_planted::plant_everywhere(bug);
     }
 }

@@ -65,6 +65,7 @@ pub fn volume_json(volume: &v1::Volume) -> Value {
                 "flushed": replica.flushed_index,
                 "applied": replica.applied_index,
                 "healthy": replica.healthy,
+                "rebuild": replica.rebuild.as_ref().map(rebuild_json),
                 "reason": replica.reason.as_ref().map(reason_json),
             })
         })
@@ -84,6 +85,21 @@ pub fn volume_json(volume: &v1::Volume) -> Value {
         "generation": volume.generation,
         "replicas": replicas,
         "reason": volume.reason.as_ref().map(reason_json),
+    })
+}
+
+fn rebuild_json(rebuild: &v1::Rebuild) -> Value {
+    let phase = match rebuild.phase() {
+        v1::RebuildPhase::Unspecified => "unknown",
+        v1::RebuildPhase::Waiting => "waiting",
+        v1::RebuildPhase::Copying => "copying",
+        v1::RebuildPhase::Done => "done",
+    };
+    json!({
+        "phase": phase,
+        "slotsCompared": rebuild.slots_compared,
+        "bytesCopied": rebuild.bytes_copied,
+        "bytesListed": rebuild.bytes_listed,
     })
 }
 

@@ -28,6 +28,25 @@ pub struct NodeAddress {
     #[prost(string, tag = "3")]
     pub api_address: ::prost::alloc::string::String,
 }
+/// How a copy was, or is being, brought up by the parts that differ.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Rebuild {
+    /// The copy that is brought up.
+    #[prost(string, tag = "1")]
+    pub replica_id: ::prost::alloc::string::String,
+    /// What it does now.
+    #[prost(enumeration = "RebuildPhase", tag = "2")]
+    pub phase: i32,
+    /// Parts of 64 KiB that changed since the copy's own checkpoint.
+    #[prost(uint64, tag = "3")]
+    pub slots_compared: u64,
+    /// Bytes sent of those the copy did not have.
+    #[prost(uint64, tag = "4")]
+    pub bytes_copied: u64,
+    /// Bytes of the parts that changed, as far as they were listed.
+    #[prost(uint64, tag = "5")]
+    pub bytes_listed: u64,
+}
 /// What stands in the way of using a disk, if anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -106,6 +125,43 @@ impl ReplicaRole {
             "REPLICA_ROLE_FOLLOWER" => Some(Self::Follower),
             "REPLICA_ROLE_CANDIDATE" => Some(Self::Candidate),
             "REPLICA_ROLE_LEARNER" => Some(Self::Learner),
+            _ => None,
+        }
+    }
+}
+/// Where a rebuild is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum RebuildPhase {
+    /// Not said.
+    Unspecified = 0,
+    /// For its turn, a checkpoint, or the copy's node.
+    Waiting = 1,
+    /// Parts are compared and copied.
+    Copying = 2,
+    /// The copy has everything, durably, and follows again.
+    Done = 3,
+}
+impl RebuildPhase {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REBUILD_PHASE_UNSPECIFIED",
+            Self::Waiting => "REBUILD_PHASE_WAITING",
+            Self::Copying => "REBUILD_PHASE_COPYING",
+            Self::Done => "REBUILD_PHASE_DONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REBUILD_PHASE_UNSPECIFIED" => Some(Self::Unspecified),
+            "REBUILD_PHASE_WAITING" => Some(Self::Waiting),
+            "REBUILD_PHASE_COPYING" => Some(Self::Copying),
+            "REBUILD_PHASE_DONE" => Some(Self::Done),
             _ => None,
         }
     }
@@ -349,7 +405,7 @@ pub struct ListReplicasResponse {
     pub replicas: ::prost::alloc::vec::Vec<LocalReplica>,
 }
 /// A replica as its own node knows it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct LocalReplica {
     /// The volume it is a copy of.
     #[prost(string, tag = "1")]
@@ -399,6 +455,12 @@ pub struct LocalReplica {
     /// Replicas that need more than the log of this leader still has.
     #[prost(string, repeated, tag = "16")]
     pub lagging_replica_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// It is being rebuilt from another replica, and applies nothing until it has the whole state.
+    #[prost(bool, tag = "20")]
+    pub rebuilding: bool,
+    /// Rebuilds that it serves as leader, and the last one of each replica since it leads.
+    #[prost(message, repeated, tag = "21")]
+    pub rebuilds: ::prost::alloc::vec::Vec<Rebuild>,
 }
 /// Generated client implementations.
 pub mod node_client {
@@ -1141,6 +1203,9 @@ pub struct ReplicaStatus {
     /// The catalogue has heard that the replica was created.
     #[prost(bool, tag = "12")]
     pub created: bool,
+    /// Its rebuild under way, or the last one since the leader leads; absent in lists and where there was none.
+    #[prost(message, optional, tag = "20")]
+    pub rebuild: ::core::option::Option<Rebuild>,
 }
 /// The volume wanted.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,6 +1,6 @@
 //! Who holds a volume: a second holder ends the first one's writes for good; the same agent comes back as itself.
 
-use crate::harness::{Cluster, signal};
+use crate::harness::{Cluster, signal, wait_for};
 use crate::model::Model;
 use crate::nbd::{self, EIO};
 use crate::workload::{End, Workload, read_all, verify};
@@ -33,6 +33,16 @@ fn nothing_of_a_fenced_holder_lands_after_the_first_read_of_the_next() {
         verify(&next, &mut model);
         assert_eq!(cluster.attachment(first)["state"], "fenced");
         assert!(nbd::connect(&socket).is_err(), "a fenced device is gone for new clients");
+        if round % 10 == 9 {
+            // For good: the next process of that agent knows, and takes nothing back by itself.
+            signal(cluster.agent_pid(first), libc::SIGKILL);
+            wait_for("it is gone", || cluster.agents(first).is_empty().then_some(()));
+            let path = socket.to_str().expect("a path in UTF-8");
+            let again = cluster.run(&["attach", "v", "--nbd-socket", path, "--agent", first]);
+            assert!(!again.status.success(), "the volume is another one's: {again:?}");
+            assert!(nbd::connect(&socket).is_err());
+            assert_eq!(read_all(&next, BLOCKS), seen, "nothing has changed for the second one");
+        }
         cluster.must(&["detach", "v", "--agent", first]);
         socket = next;
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{Cluster, signal, wait_for};
+use crate::harness::{Cluster, holdfast, signal, wait_for};
 use crate::model::Model;
 use crate::workload::{End, Outcome, Workload, verify};
 
@@ -67,4 +67,25 @@ fn a_stopped_leader_is_replaced_and_serves_nothing_stale_when_it_continues() {
         workload.wait_completed(20);
     }
     finish(&cluster, "leader stopped", workload);
+}
+
+#[test]
+fn a_node_that_is_told_to_end_hands_over_and_closes_its_disk() {
+    let cluster = Cluster::start(&[]);
+    let workload = start(&cluster, 4);
+    let leader = cluster.leader("v");
+    let node = |verb: &str| {
+        let output = holdfast().args(["dev", "node", verb, &leader, "--dir"]).arg(cluster.dir()).output();
+        assert!(output.expect("holdfast runs").status.success());
+    };
+    node("stop");
+    assert_ne!(cluster.leader("v"), leader, "another one leads before the stopped one is gone");
+    workload.wait_completed(100);
+    let disk = cluster.dir().join(&leader).join("disk");
+    let described = holdfast().args(["disk", "describe"]).arg(&disk).output().expect("holdfast runs");
+    let described = String::from_utf8_lossy(&described.stdout);
+    assert!(described.contains(", closed in order"), "{described}");
+    node("start");
+    cluster.wait_healthy("v", &leader);
+    finish(&cluster, "leader ended in order", workload);
 }

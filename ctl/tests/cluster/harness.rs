@@ -59,24 +59,25 @@ impl Cluster {
     /// Three nodes, up and founded.
     pub fn start(options: &[&str]) -> Cluster {
         let dir = tempfile::Builder::new().prefix("holdfast-").tempdir().expect("a temporary folder");
-        let supervisor = Self::spawn(dir.path(), options);
+        let supervisor = Self::spawn(dir.path(), options, None);
         let mut cluster = Cluster { dir, supervisor };
         cluster.wait_up();
         cluster
     }
 
-    /// Ends all nodes in order and starts the same cluster with other options.
-    pub fn restart(&mut self, options: &[&str]) {
+    /// Ends all nodes in order and starts the same cluster with other options, and with a planted bug.
+    pub fn restart(&mut self, options: &[&str], planted: Option<&str>) {
         signal(self.supervisor.id(), libc::SIGTERM);
         self.supervisor.wait().expect("dev up ends");
-        self.supervisor = Self::spawn(self.dir.path(), options);
+        self.supervisor = Self::spawn(self.dir.path(), options, planted);
         self.wait_up();
     }
 
-    fn spawn(dir: &Path, options: &[&str]) -> Child {
+    fn spawn(dir: &Path, options: &[&str], planted: Option<&str>) -> Child {
         let log = File::create(dir.join("up.log")).expect("a log file");
         let mut command = holdfast();
         command.args(["dev", "up", "--disk-size", "1GiB"]).args(options).arg("--dir").arg(dir);
+        command.envs(planted.map(|bug| ("HOLDFAST_PLANTED", bug)));
         // A test runner that is killed leaves no cluster behind.
         // SAFETY: prctl is async-signal-safe and touches only the child.
         unsafe {
@@ -209,10 +210,13 @@ impl Cluster {
     }
 
     pub fn agent_pid(&self, agent: &str) -> u32 {
-        let home = self.dir().join("agents").join(agent);
-        let pids = processes_naming(&home);
+        let pids = self.agents(agent);
         assert_eq!(pids.len(), 1, "one agent {agent}");
         pids[0]
+    }
+
+    pub fn agents(&self, agent: &str) -> Vec<u32> {
+        processes_naming(&self.dir().join("agents").join(agent))
     }
 }
 

@@ -4,10 +4,13 @@
 //! The workload knows exactly what was acknowledged, and checks every read against it while the faults go on.
 
 mod attachments;
+mod certificates;
 mod failover;
 mod harness;
+mod hostile;
 mod model;
 mod nbd;
 mod power_loss;
+mod rebuild;
 mod refusals;
 mod workload;

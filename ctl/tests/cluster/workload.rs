@@ -17,8 +17,10 @@ use crate::nbd::{self, FLUSH, FUA, READ, Receiver, Sender, WRITE};
 const BLOCKS_MAX: u64 = 64;
 /// Requests in flight.
 const DEPTH: usize = 16;
-/// What may be written on average: a node that is away some seconds finds the log still there.
-const WRITE_BYTES_PER_SECOND: u64 = 6 << 20;
+/// What may be written on average where a node is away some seconds and is to find the log still there.
+pub const GENTLE: u64 = 6 << 20;
+/// As fast as it goes.
+pub const UNLIMITED: u64 = u64::MAX;
 
 enum Sent {
     Read { extent: Extent, floors: Vec<u64> },
@@ -68,6 +70,10 @@ pub struct Outcome {
 impl Workload {
     /// `seed` chooses what is read and written, not when.
     pub fn start(socket: &Path, model: Model, seed: u64) -> Workload {
+        Self::start_at(GENTLE, socket, model, seed)
+    }
+
+    pub fn start_at(bytes_per_second: u64, socket: &Path, model: Model, seed: u64) -> Workload {
         let (sender, receiver) = nbd::connect(socket).expect("the device is there");
         let state = State {
             model,
@@ -83,7 +89,7 @@ impl Workload {
         let (ours, theirs) = (shared.clone(), shared.clone());
         Workload {
             shared,
-            sender: thread::spawn(move || ours.send_all(sender, seed)),
+            sender: thread::spawn(move || ours.send_all(sender, seed, bytes_per_second)),
             receiver: thread::spawn(move || theirs.receive_all(receiver)),
         }
     }
@@ -105,6 +111,15 @@ impl Workload {
         self.wait("the device answers", |state| {
             assert_eq!(state.ended, None, "the device failed");
             state.completed >= from + more
+        });
+    }
+
+    /// Until so many more bytes have been sent to be written.
+    pub fn wait_written(&self, more: u64) {
+        let from = self.shared.state().written_bytes;
+        self.wait("the device takes writes", |state| {
+            assert_eq!(state.ended, None, "the device failed");
+            state.written_bytes >= from + more
         });
     }
 
@@ -141,7 +156,7 @@ impl Shared {
         self.state.lock().expect("no thread of the workload panicked")
     }
 
-    fn send_all(&self, mut sender: Sender, mut seed: u64) {
+    fn send_all(&self, mut sender: Sender, mut seed: u64, bytes_per_second: u64) {
         let began = Instant::now();
         let mut cookie = 0;
         let mut state = self.state();
@@ -153,14 +168,14 @@ impl Shared {
                 state.ended = Some(End::Stopped);
                 break;
             }
-            let allowed = began.elapsed().as_secs_f64() * WRITE_BYTES_PER_SECOND as f64;
+            let allowed = began.elapsed().as_secs_f64() * bytes_per_second as f64;
             let ahead = state.written_bytes as f64 - allowed;
             if state.stopping || state.outstanding.len() >= DEPTH {
                 state = self.changed.wait(state).expect("no thread panicked");
                 continue;
             }
             if ahead > 0.0 {
-                let pause = Duration::from_secs_f64(ahead / WRITE_BYTES_PER_SECOND as f64);
+                let pause = Duration::from_secs_f64(ahead / bytes_per_second as f64);
                 state = self.changed.wait_timeout(state, pause).expect("no thread panicked").0;
                 continue;
             }

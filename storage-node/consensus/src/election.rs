@@ -10,13 +10,13 @@
 use std::collections::BTreeSet;
 
 use holdfast_id::ReplicaId;
+use holdfast_planted::Bug;
 
 use crate::effect::Effect;
 use crate::entry::{Body, Command, Entry, LogIndex, Position, Term};
 use crate::leading::Leading;
 use crate::liveness::Liveness;
 use crate::message::MessageBody;
-use crate::planted::{self, Bug};
 use crate::raft::{Raft, State};
 use crate::time::Timestamp;
 
@@ -194,7 +194,7 @@ impl<C: Command> Raft<C> {
             }
             _ => Timestamp::ZERO,
         };
-        if planted::is(Bug::BootedVoterVotes) {
+        if holdfast_planted::is(Bug::BootedVoterVotes) {
             return promised;
         }
         promised.max(self.boot_wait_until)

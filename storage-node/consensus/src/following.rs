@@ -136,8 +136,8 @@ impl<C: Command> Raft<C> {
             self.matched = self.matched.max(offered_last);
             return Taken::Known;
         };
-        if self.full {
-            return Taken::Refused(AppendResult::Full { last: self.log.last().index });
+        if let Some(of) = self.full {
+            return Taken::Refused(AppendResult::Full { last: self.log.last().index, of });
         }
         let first = first.position.index;
         if first <= self.committed.max(self.matched) {

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use holdfast_id::ReplicaId;
+use holdfast_planted::Bug;
 
 use crate::configuration::ConfigurationError;
 use crate::effect::Effect;
 use crate::entry::{Body, Command, Configuration, LogIndex, Term};
 use crate::liveness::{Liveness, SupportEpoch};
 use crate::log::entry_bytes;
-use crate::message::{AppendResult, MessageBody};
-use crate::planted::{self, Bug};
+use crate::message::{AppendResult, MessageBody, Shortage};
 use crate::progress::{Progress, ProgressState};
 use crate::raft::{Raft, Retiring, State};
 use crate::refusal::Refusal;
@@ -139,7 +139,7 @@ impl<C: Command> Raft<C> {
         if !self.is_leader() {
             return Err(Refusal::NotLeader { leader: self.leader });
         }
-        let lease = self.lease_holds(liveness) || planted::is(Bug::LeaseNotChecked);
+        let lease = self.lease_holds(liveness) || holdfast_planted::is(Bug::LeaseNotChecked);
         let committed = self.committed;
         if !lease {
             self.seek_quorum();
@@ -212,7 +212,10 @@ impl<C: Command> Raft<C> {
         progress.round_acknowledged = progress.round_acknowledged.max(round);
         progress.reachable = true;
         match result {
-            AppendResult::Submitted(index) => progress.on_submitted(index, flushed),
+            AppendResult::Submitted(index) => {
+                progress.full = false;
+                progress.on_submitted(index, flushed);
+            }
             AppendResult::Mismatch { rejected, hint } => {
                 // A hint above says that the peer's base is there: its log begins later than it was asked for.
                 let stale = (rejected <= progress.flushed && hint.index <= rejected)
@@ -223,7 +226,8 @@ impl<C: Command> Raft<C> {
                     None => progress.on_hint_below_base(hint.index, log.base().index),
                 }
             }
-            AppendResult::Full { last } => {
+            AppendResult::Full { last, of } => {
+                progress.full = of == Shortage::Data;
                 progress.probe(last.min(log.last().index).next());
                 progress.retry_later(now, first, most);
             }
@@ -344,13 +348,13 @@ impl<C: Command> Raft<C> {
                 self.log.flushed()
             } else {
                 let progress = leading.peers.get(&voter);
-                let submitted = planted::is(Bug::SubmittedCountsAsFlushed);
+                let submitted = holdfast_planted::is(Bug::SubmittedCountsAsFlushed);
                 progress.map_or(LogIndex(0), |progress| if submitted { progress.submitted } else { progress.flushed })
             }
         };
         let configuration = self.log.configuration();
         let mut index = configuration.agreed(flushed).min(configuration.copied(flushed));
-        if planted::is(Bug::CommittedAlone) {
+        if holdfast_planted::is(Bug::CommittedAlone) {
             index = flushed(own);
         }
         // Raft section 5.4.2: entries of older terms commit only under one of this term.

@@ -52,7 +52,16 @@ pub enum AppendResult {
     /// lies above what was rejected: the log begins there.
     Mismatch { rejected: LogIndex, hint: Position },
     /// The disk is full: nothing was appended; the replica lags until space returns.
-    Full { last: LogIndex },
+    Full { last: LogIndex, of: Shortage },
+}
+
+/// What a full disk has no room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortage {
+    /// The log; the next checkpoints give it back.
+    Log,
+    /// Data; nobody can promise that it returns.
+    Data,
 }
 
 /// A message with its address inside the group.

@@ -42,6 +42,8 @@ pub(crate) struct Progress {
     /// When to try again where an answer is due.
     pub(crate) resend_at: Option<Timestamp>,
     retries: u32,
+    /// It declined what was sent last, for want of room for data.
+    pub(crate) full: bool,
     /// `NeedsDelta` was raised and the peer has not caught up since.
     pub(crate) delta_raised: bool,
     /// The furthest that its log was heard to reach, or known to, while it lagged behind the base.
@@ -55,6 +57,7 @@ impl Progress {
             next,
             submitted: LogIndex(0),
             flushed: LogIndex(0),
+            full: false,
             epoch: None,
             round_due: 0,
             round_sent: 0,

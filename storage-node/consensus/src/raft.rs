@@ -24,7 +24,7 @@ use crate::following::Offer;
 use crate::leading::Leading;
 use crate::liveness::Liveness;
 use crate::log::Log;
-use crate::message::{AppendResult, Message, MessageBody};
+use crate::message::{AppendResult, Message, MessageBody, Shortage};
 use crate::random::Random;
 use crate::status::{PeerStatus, Standing, Status};
 use crate::time::{Timestamp, with_drift};
@@ -114,7 +114,7 @@ pub struct Raft<C> {
     pub(crate) boot_wait_until: Timestamp,
     pub(crate) may_vote: bool,
     pub(crate) failed: bool,
-    pub(crate) full: bool,
+    pub(crate) full: Option<Shortage>,
     pub(crate) installing: bool,
     pub(crate) election_at: Option<Timestamp>,
     pub(crate) election_tries: u32,
@@ -152,7 +152,7 @@ impl<C: Command> Raft<C> {
             heard_of: LogIndex(0),
             may_vote: restored.may_vote,
             failed: false,
-            full: false,
+            full: None,
             installing: false,
             election_at: None,
             election_tries: 0,
@@ -351,8 +351,19 @@ impl<C: Command> Raft<C> {
     }
 
     /// While full, entries offered by a leader are declined; this replica lags.
-    pub fn set_full(&mut self, full: bool) {
+    pub fn set_full(&mut self, full: Option<Shortage>) {
         self.full = full;
+    }
+
+    /// Whether so many voters have no room for data that what is proposed now might never be committed. False where
+    /// this replica does not lead.
+    pub fn lacks_room(&self) -> bool {
+        let State::Leader(leading) = &self.state else { return false };
+        let has_room = |replica: ReplicaId| match leading.peers.get(&replica) {
+            Some(progress) => !progress.full,
+            None => self.full != Some(Shortage::Data),
+        };
+        !self.configuration().agreed(has_room)
     }
 
     /// While another replica's state takes the place of this one's, nothing can be applied: this replica does not stand
@@ -373,6 +384,22 @@ impl<C: Command> Raft<C> {
         } else if !follows {
             self.arm_election_again();
         }
+    }
+
+    /// The log goes, while the state that takes its place is on its way, for what it holds up. Like any replica that
+    /// lost what it promised, this one votes again when it has caught up with an elected leader.
+    ///
+    /// Panics unless it is being installed.
+    pub fn forget_log(&mut self, now: Timestamp) {
+        self.now = now;
+        assert!(self.installing, "only a log that is to be replaced is given up");
+        let base = self.log.base().index;
+        self.may_vote = false;
+        self.log.truncate_from(base.next());
+        self.committed = base;
+        self.announced = base;
+        self.matched = LogIndex(0);
+        self.save_hard_state(self.hard_state);
     }
 
     /// Entries up to and with `to` leave memory.

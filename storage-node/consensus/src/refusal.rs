@@ -20,6 +20,8 @@ pub enum Refusal {
     Configuration(#[from] ConfigurationError),
     #[error("too much waits for a quorum already")]
     Busy,
+    #[error("a majority has no room for more data")]
+    NoRoom,
     #[error("the target of the transfer cannot lead: it is this replica, no voter, unreachable or far behind")]
     UnfitTarget,
 }

@@ -19,7 +19,7 @@ use datadriven::{TestCase, walk};
 use holdfast_consensus::liveness::pairs::PairEvent;
 use holdfast_consensus::{
     AppendResult, Body, Configuration, Effect, Entry, HardState, LogIndex, Member, Message, MessageBody, Position,
-    Role, Term, Timestamp,
+    Role, Shortage, Term, Timestamp,
 };
 
 /// One step of `tick`.
@@ -126,8 +126,8 @@ impl Script {
                 self.settle(n);
             }
             "full" => {
-                let (n, full) = (arg(case, "node"), arg(case, "is"));
-                self.at(n).raft.set_full(full);
+                let (n, full): (_, bool) = (arg(case, "node"), arg(case, "is"));
+                self.at(n).raft.set_full(full.then_some(Shortage::Data));
             }
             "isolate" => {
                 self.cut.insert(arg(case, "node"));
@@ -454,7 +454,7 @@ fn describe(message: &Message<Number>) -> String {
                 AppendResult::Mismatch { rejected, hint } => {
                     format!("mismatch at {} hint {}", rejected.0, position(*hint))
                 }
-                AppendResult::Full { last } => format!("full at {}", last.0),
+                AppendResult::Full { last, .. } => format!("full at {}", last.0),
             };
             format!("AppendReply {result} flushed {} round {round} epoch {}.{}", flushed.0, support.boot, support.count)
         }

@@ -2,8 +2,10 @@
 
 mod cluster;
 mod convert;
+mod credentials;
 mod node;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,11 +22,11 @@ use holdfast_shard::{AdminError, AdminReply, AdminRequest, NodeAddress, ShardRep
 use holdfast_transport::TlsConfigs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tonic::transport::{Channel, Server};
 use tonic::{Code, Status};
 
-use crate::addresses::AddressBook;
+use crate::addresses::Address;
 use crate::config::Config;
 use crate::control::{Answer, Call, DiskState};
 use crate::rim::Control;
@@ -41,7 +43,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(5);
 pub(crate) struct Services {
     pub(crate) config: Arc<Config>,
     pub(crate) control: Control,
-    pub(crate) tls: TlsConfigs,
+    tls: watch::Receiver<TlsConfigs>,
     pub(crate) node: NodeId,
     pub(crate) started: Instant,
 }
@@ -72,6 +74,7 @@ async fn serve_calls(
     let node = NodeId::from_bytes(identity.peer().id.to_be_bytes()).context("the certificate names no node")?;
     listener.set_nonblocking(true).context("listen without blocking")?;
     let listener = TcpListener::from_std(listener).context("listen")?;
+    let (tls_changes, tls) = watch::channel(tls);
     let context = Arc::new(Services {
         config: Arc::clone(config),
         control: control.clone(),
@@ -83,14 +86,19 @@ async fn serve_calls(
     let mut interrupt = signal(SignalKind::interrupt())?;
     let stop = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {}, _ = ended => {} }
+        // At once, and not only when the last call has ended: others are to lead what this node leads.
+        control.call(Call::Stop).await;
     };
-    let registration = tokio::spawn(register(Arc::clone(&context)));
+    let tasks = [
+        tokio::spawn(register(Arc::clone(&context))),
+        tokio::spawn(watch_credentials(Arc::clone(&context), tls_changes)),
+    ];
     let served = Server::builder()
         .add_service(NodeServer::from_arc(Arc::clone(&context)))
         .add_service(ClusterServer::from_arc(context))
         .serve_with_incoming_shutdown(channel::incoming(listener, tls), stop)
         .await;
-    registration.abort();
+    tasks.iter().for_each(|task| task.abort());
     served.context("the control API failed")
 }
 
@@ -111,7 +119,7 @@ impl Services {
     pub(crate) async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Status> {
         match self.call(Call::Shard(request)).await? {
             Answer::Shard(AdminReply::Failed(AdminError::NotLeader { leader })) => {
-                Err(refusal::not_leader(self.hint(leader).as_ref()))
+                Err(refusal::not_leader(self.hint(leader).await.as_ref()))
             }
             Answer::Shard(AdminReply::Failed(error)) => {
                 Err(refusal::refuse(Code::FailedPrecondition, "Refused", &error.to_string()))
@@ -121,12 +129,24 @@ impl Services {
         }
     }
 
-    fn hint(&self, leader: Option<NodeId>) -> Option<LeaderHint> {
+    async fn hint(&self, leader: Option<NodeId>) -> Option<LeaderHint> {
         let node = leader?;
         // Every replica of the metadata group knows the addresses, as of what it has applied.
-        let book = AddressBook::open(&self.config.dir).ok()?;
-        let api_address = book.iter().find(|(known, _)| *known == node)?.1.api.clone();
+        let api_address = self.addresses().await.remove(&node)?.api;
         Some(LeaderHint { node_id: node.to_string(), api_address })
+    }
+
+    /// Where nodes were last known to be; none while this one belongs to no cluster.
+    async fn addresses(&self) -> BTreeMap<NodeId, Address> {
+        match self.call(Call::Addresses).await {
+            Ok(Answer::Addresses(addresses)) => addresses,
+            _ => BTreeMap::new(),
+        }
+    }
+
+    /// What new connections show and trust.
+    pub(crate) fn tls(&self) -> TlsConfigs {
+        self.tls.borrow().clone()
     }
 
     pub(crate) async fn catalogue(&self) -> Result<Box<Catalogue>, Status> {
@@ -144,7 +164,9 @@ impl Services {
     }
 
     pub(crate) async fn peer(&self, address: &str) -> Result<Channel, Status> {
-        channel::connect(address, &self.tls, PEER_WITHIN).await.map_err(|error| Status::unavailable(error.to_string()))
+        channel::connect(address, &self.tls(), PEER_WITHIN)
+            .await
+            .map_err(|error| Status::unavailable(error.to_string()))
     }
 
     /// What this node tells the catalogue of itself; `None` while it belongs to no cluster.
@@ -166,6 +188,12 @@ impl Services {
             free_bytes: usage.data_total.saturating_sub(usage.data_used + usage.data_reserved),
             disk_failed: failed,
         })
+    }
+}
+
+async fn watch_credentials(services: Arc<Services>, tls: watch::Sender<TlsConfigs>) {
+    if let Err(error) = credentials::keep(services, tls).await {
+        tracing::error!(%error, "no signals: certificates that are replaced count from the next start on");
     }
 }
 
@@ -195,9 +223,7 @@ async fn register_once(services: &Services, request: &v1::RegisterRequest) -> Re
         Err(status) => status,
     };
     let mut addresses: Vec<String> = refusal::leader(&last).into_iter().map(|hint| hint.api_address).collect();
-    if let Ok(book) = AddressBook::open(&services.config.dir) {
-        addresses.extend(book.iter().map(|(_, address)| address.api.clone()));
-    }
+    addresses.extend(services.addresses().await.into_values().map(|address| address.api));
     for address in addresses {
         let result = async {
             let mut client = ClusterClient::new(services.peer(&address).await?);

@@ -59,10 +59,20 @@ impl Config {
     /// # Errors
     /// A file that is missing or unreadable, or a certificate that is expired, another role's or another authority's.
     pub fn credentials(&self) -> Result<(Identity, Roots), PkiError> {
-        let roots = Roots::load(&self.pki.join("ca.pem"))?;
-        let certificate = self.pki.join(format!("{}.pem", self.name));
-        let identity = Identity::load(&certificate, &self.pki.join(format!("{}.key", self.name)))?;
+        let [roots, certificate, key] = self.credential_paths();
+        let roots = Roots::load(&roots)?;
+        let identity = Identity::load(&certificate, &key)?;
         identity.check(PeerRole::Node, &roots, SystemTime::now())?;
         Ok((identity, roots))
+    }
+
+    fn credential_paths(&self) -> [PathBuf; 3] {
+        ["ca.pem".to_owned(), format!("{}.pem", self.name), format!("{}.key", self.name)]
+            .map(|file| self.pki.join(file))
+    }
+
+    /// What the files hold now, to see whether they were replaced; `None` for one that cannot be read.
+    pub(crate) fn credential_files(&self) -> [Option<Vec<u8>>; 3] {
+        self.credential_paths().map(|path| std::fs::read(path).ok())
     }
 }

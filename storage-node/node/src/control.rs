@@ -1,8 +1,13 @@
 //! What the control thread asks of the data thread.
 
-use holdfast_id::ClusterId;
+use std::collections::BTreeMap;
+
+use holdfast_id::{ClusterId, NodeId};
 use holdfast_shard::{AdminReply, AdminRequest, NodeAddress};
 use holdfast_store::superblock::Superblock;
+use holdfast_transport::pki::{Identity, Roots};
+
+use crate::addresses::Address;
 
 #[derive(Debug)]
 pub(crate) enum Call {
@@ -14,6 +19,11 @@ pub(crate) enum Call {
     Shard(AdminRequest),
     /// Where nodes are to be reached.
     Learn(Vec<NodeAddress>),
+    /// Where nodes were last known to be.
+    Addresses,
+    /// What this node shows and trusts from now on.
+    Credentials(Box<(Identity, Roots)>),
+    /// Hands over what this node leads, then ends; answered at once.
     Stop,
 }
 
@@ -21,6 +31,7 @@ pub(crate) enum Call {
 pub(crate) enum Answer {
     Disk(DiskView),
     Shard(AdminReply),
+    Addresses(BTreeMap<NodeId, Address>),
     Done,
     Refused(String),
 }

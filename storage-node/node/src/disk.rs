@@ -83,6 +83,15 @@ impl Disk {
         self.driver.completions()
     }
 
+    /// Waits for what is in flight, then notes the orderly end.
+    pub(crate) fn close(self, shard: Option<Shard>) -> Result<()> {
+        drop(self.driver);
+        match shard {
+            Some(shard) => shard.close(&*self.device).context("note the orderly end on the disk"),
+            None => Ok(()),
+        }
+    }
+
     pub(crate) fn fail(&mut self, reason: String) {
         self.state = DiskState::Failed(reason);
     }

@@ -7,6 +7,7 @@ mod config;
 mod control;
 mod disk;
 mod peers;
+mod resolver;
 mod rim;
 
 pub use config::{Config, ConfigError};

@@ -4,8 +4,10 @@
 //! so exactly one connection, and a second one (the peer started again before this end noticed) replaces the first.
 
 use std::collections::BTreeMap;
-use std::net::ToSocketAddrs;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,8 +16,9 @@ use holdfast_id::NodeId;
 use holdfast_shard::NodeAddress;
 use holdfast_transport::{CloseReason, ConnectionId, PeerIdentity, PeerRole, Transport};
 
-use crate::addresses::AddressBook;
+use crate::addresses::{Address, AddressBook};
 use crate::clock;
+use crate::resolver::Resolver;
 
 /// After a connection was lost or came to nothing; doubled each time, up to the maximum.
 const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -29,6 +32,8 @@ struct Peer {
     connecting: Option<ConnectionId>,
     retry_at: Timestamp,
     retry_after: Duration,
+    /// Connections tried; a name with several addresses has them tried in turn.
+    attempts: usize,
 }
 
 impl Peer {
@@ -40,6 +45,7 @@ impl Peer {
             connecting: None,
             retry_at: Timestamp::ZERO,
             retry_after: RETRY_MIN,
+            attempts: 0,
         }
     }
 
@@ -52,12 +58,14 @@ pub(crate) struct Peers {
     node: NodeId,
     book: AddressBook,
     peers: BTreeMap<NodeId, Peer>,
+    resolver: Resolver,
 }
 
 impl Peers {
-    pub(crate) fn open(dir: &Path, node: NodeId) -> Result<Peers> {
+    /// `wake` ends the wait of the thread that calls `connect_due`.
+    pub(crate) fn open(dir: &Path, node: NodeId, wake: Arc<dyn Fn() + Send + Sync>) -> Result<Peers> {
         let book = AddressBook::open(dir)?;
-        let mut peers = Peers { node, peers: BTreeMap::new(), book };
+        let mut peers = Peers { node, peers: BTreeMap::new(), book, resolver: Resolver::new(lookup, wake) };
         peers.refresh();
         Ok(peers)
     }
@@ -79,6 +87,10 @@ impl Peers {
         }
     }
 
+    pub(crate) fn addresses(&self) -> BTreeMap<NodeId, Address> {
+        self.book.iter().map(|(node, address)| (node, address.clone())).collect()
+    }
+
     pub(crate) fn connection(&self, node: NodeId) -> Option<ConnectionId> {
         self.peers.get(&node).and_then(|peer| peer.connection)
     }
@@ -87,29 +99,42 @@ impl Peers {
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
         self.peers
             .iter()
-            .filter(|(node, peer)| self.node < **node && peer.is_unconnected())
+            .filter(|(node, peer)| self.node < **node && peer.is_unconnected() && !self.resolver.is_under_way(**node))
             .map(|(_, peer)| peer.retry_at)
             .min()
     }
 
     pub(crate) fn connect_due(&mut self, transport: &mut Transport, now: Timestamp) {
+        for (node, found) in self.resolver.take() {
+            match found.as_deref() {
+                Ok([]) => tracing::warn!(%node, "the address names no machine"),
+                Ok(found) => self.connect(transport, node, found, now),
+                Err(error) => tracing::warn!(%node, %error, "the address cannot be resolved"),
+            }
+        }
         let own = self.node;
-        for (node, peer) in &mut self.peers {
-            if own >= *node || !peer.is_unconnected() || peer.retry_at > now {
+        let due = |(node, peer): (&NodeId, &Peer)| (own < *node && peer.retry_at <= now).then_some(*node);
+        for node in self.peers.iter().filter_map(due).collect::<Vec<_>>() {
+            let peer = self.peers.get_mut(&node).expect("listed by its name");
+            if !peer.is_unconnected() || self.resolver.is_under_way(node) {
                 continue;
             }
             peer.retry_at = now + peer.retry_after;
             peer.retry_after = (peer.retry_after * 2).min(RETRY_MAX);
-            // Names are resolved anew each time: a pod that moved keeps its name, not its address.
-            match peer.address.to_socket_addrs().map(|mut found| found.next()) {
-                Ok(Some(address)) => {
-                    let expected = PeerIdentity { role: PeerRole::Node, id: node.as_u128() };
-                    peer.connecting = Some(transport.connect(address, Some(expected), clock::since_boot(now)));
-                }
-                Ok(None) => tracing::warn!(%node, address = %peer.address, "the address names no machine"),
-                Err(error) => tracing::warn!(%node, address = %peer.address, %error, "the address cannot be resolved"),
+            match peer.address.parse() {
+                Ok(address) => self.connect(transport, node, &[address], now),
+                // Names are resolved anew each time: a pod that moved keeps its name, not its address.
+                Err(_) => self.resolver.ask(node, &peer.address),
             }
         }
+    }
+
+    fn connect(&mut self, transport: &mut Transport, node: NodeId, to: &[SocketAddr], now: Timestamp) {
+        let Some(peer) = self.peers.get_mut(&node).filter(|peer| peer.is_unconnected()) else { return };
+        let expected = PeerIdentity { role: PeerRole::Node, id: node.as_u128() };
+        let address = to[peer.attempts % to.len()];
+        peer.attempts = peer.attempts.wrapping_add(1);
+        peer.connecting = Some(transport.connect(address, Some(expected), clock::since_boot(now)));
     }
 
     /// Returns the connection that this one replaces.
@@ -133,4 +158,8 @@ impl Peers {
             }
         }
     }
+}
+
+fn lookup(address: &str) -> io::Result<Vec<SocketAddr>> {
+    address.to_socket_addrs().map(Iterator::collect)
 }

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use holdfast_consensus::Timestamp;
@@ -39,6 +40,9 @@ const TRANSPORT_END: usize = 1 << 20;
 const EVENTS_MAX: usize = 256;
 /// Control calls that may wait for the data thread; one more is refused.
 const CALLS_MAX: usize = 256;
+/// How long a node that is to stop waits for others to lead what it led: several times what that takes where a quorum
+/// is well, and not worth more where none is.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(1);
 
 /// The control thread's end.
 #[derive(Clone)]
@@ -72,13 +76,15 @@ enum Remote {
 
 pub(crate) struct Rim {
     poll: Poll,
+    waker: Arc<Waker>,
     config: Arc<Config>,
     calls: Receiver<(Call, oneshot::Sender<Answer>)>,
     disk: Disk,
     /// `None` while the disk belongs to no cluster: nothing is listened to then but control calls.
     live: Option<Live>,
     node: NodeId,
-    stopping: bool,
+    /// Once it is to end: when at the latest.
+    stop_at: Option<Timestamp>,
 }
 
 /// What a node has once it belongs to a cluster.
@@ -115,7 +121,8 @@ impl Rim {
             );
         }
         poll.registry().register(&mut SourceFd(&disk.fd()), DISK, Interest::READABLE).context("watch the disk")?;
-        let mut rim = Rim { poll, config: Arc::clone(config), calls, disk, live: None, node, stopping: false };
+        let (config, own_waker) = (Arc::clone(config), Arc::clone(&waker));
+        let mut rim = Rim { poll, waker: own_waker, config, calls, disk, live: None, node, stop_at: None };
         rim.go_live()?;
         Ok((rim, Control { calls: sender, waker }))
     }
@@ -143,7 +150,10 @@ impl Rim {
                 }
             }
         }
-        let peers = Peers::open(&self.config.dir, self.node)?;
+        let waker = Arc::clone(&self.waker);
+        // A wake-up that fails leaves the answer to the next one: heartbeats come every 100 ms.
+        let wake = Arc::new(move || drop(waker.wake()));
+        let peers = Peers::open(&self.config.dir, self.node, wake)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         self.live = Some(Live {
             shard,
@@ -158,14 +168,14 @@ impl Rim {
         Ok(())
     }
 
-    /// Until a stop is asked for.
+    /// Until a stop is asked for and others lead what this node led; ends with a note of that on the disk.
     ///
     /// # Errors
-    /// What the machine no longer gives: epoll, the address book's file.
+    /// What the machine no longer gives: epoll, the address book's file, the disk.
     pub(crate) fn run(mut self) -> Result<()> {
         let mut readiness = Events::with_capacity(EVENTS_MAX);
-        while !self.stopping {
-            let deadline = self.live.as_ref().and_then(Live::deadline);
+        while !self.is_done() {
+            let deadline = [self.live.as_ref().and_then(Live::deadline), self.stop_at].into_iter().flatten().min();
             let timeout = deadline.map(|at| at.since(clock::now()));
             match self.poll.poll(&mut readiness, timeout) {
                 Err(error) if error.kind() != std::io::ErrorKind::Interrupted => return Err(error).context("epoll"),
@@ -190,7 +200,12 @@ impl Rim {
             live.peers.connect_due(&mut live.transport, now);
             live.transport.flush();
         }
-        Ok(())
+        self.disk.close(self.live.map(|live| live.shard))
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(stop_at) = self.stop_at else { return false };
+        self.live.as_ref().is_none_or(|live| live.shard.is_handed_over()) || clock::now() >= stop_at
     }
 
     fn take_calls(&mut self, events: &mut Vec<Event>) {
@@ -202,10 +217,19 @@ impl Rim {
                     Err(error) => Answer::Refused(format!("{error:#}")),
                 },
                 Call::Stop => {
-                    self.stopping = true;
+                    // A second one, sent by whoever notices the end, changes nothing.
+                    self.stop_at.get_or_insert(clock::now() + HAND_OVER_WITHIN);
+                    events.push(Event::Stop);
                     Answer::Done
                 }
-                Call::Learn(_) | Call::Shard(_) if self.live.is_none() => {
+                Call::Credentials(credentials) => match &mut self.live {
+                    Some(live) => match live.transport.set_identity(credentials.0, credentials.1) {
+                        Ok(()) => Answer::Done,
+                        Err(error) => Answer::Refused(error.to_string()),
+                    },
+                    None => Answer::Done,
+                },
+                Call::Learn(_) | Call::Addresses | Call::Shard(_) if self.live.is_none() => {
                     Answer::Refused(match self.disk.view().state {
                         DiskState::Empty => "the node belongs to no cluster yet".into(),
                         DiskState::Foreign(reason) | DiskState::Failed(reason) => reason,
@@ -218,6 +242,9 @@ impl Rim {
                         Ok(()) => Answer::Done,
                         Err(error) => Answer::Refused(format!("{error:#}")),
                     }
+                }
+                Call::Addresses => {
+                    Answer::Addresses(self.live.as_ref().expect("checked by the arm before").peers.addresses())
                 }
                 Call::Shard(request) => {
                     let live = self.live.as_mut().expect("checked by the arm before");

@@ -8,7 +8,6 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
-pub mod planted;
 pub mod rebuild;
 pub mod replica;
 pub mod wire;

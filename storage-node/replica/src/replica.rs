@@ -15,9 +15,12 @@ use bytes::{Bytes, BytesMut};
 use holdfast_consensus::liveness::pairs::Pairs;
 use holdfast_consensus::{
     Body, Configuration, Effect, Entry, HardState, Liveness, LogIndex, Message, Options, Persist, PersistSequence,
-    Position, Raft, Refusal, Restored, Status, SupportEpoch, Term, Timestamp,
+    Position, Raft, Refusal, Restored, Shortage, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_planted::Bug;
+use holdfast_store::chunk::blocks_for_payload;
+use holdfast_store::device::BLOCK_BYTES;
 use holdfast_store::group::{
     APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, PayloadAt, RECORDS_MAX, Record, RecoveredGroup,
     StoreError,
@@ -25,7 +28,6 @@ use holdfast_store::group::{
 use holdfast_store::store::Store;
 
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
-use crate::planted::{self, Bug};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::{LOG_KEPT_BYTES_MAX, Permits};
 use crate::replica::rebuilding::Rebuilds;
@@ -169,6 +171,8 @@ pub struct Replica<S> {
     hard_state: HardState,
     /// Appends that the store did not take yet, for space, in order; tried again at every `settle`.
     refused: VecDeque<Append>,
+    /// Room that what was proposed since the last append will need.
+    proposed_blocks: u64,
     in_flight: VecDeque<InFlight>,
     store_sequence: u64,
     persisted: PersistSequence,
@@ -275,6 +279,7 @@ impl<S: StateMachine> Replica<S> {
             disk_failure: None,
             hard_state,
             refused: VecDeque::new(),
+            proposed_blocks: 0,
             in_flight: VecDeque::new(),
             store_sequence: 0,
             persisted: PersistSequence(0),
@@ -377,6 +382,7 @@ impl<S: StateMachine> Replica<S> {
         }
         self.checkpointed = LogIndex(index);
         self.freeze_for_rebuilds(context);
+        self.tell_checkpoint(context);
         let usage = context.store.usage();
         // With three quarters of its log in use the disk needs the space for what is new.
         let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
@@ -393,11 +399,21 @@ impl<S: StateMachine> Replica<S> {
         if self.stopped {
             return Err(Refusal::NotLeader { leader: None });
         }
+        let blocks = blocks_for_payload(command.payload.len().div_ceil(BLOCK_BYTES) as u64);
+        if blocks > 0 && self.raft.is_leader() {
+            let has_room = context.store.has_room(self.proposed_blocks + blocks);
+            if !has_room || self.raft.lacks_room() {
+                return Err(Refusal::NoRoom);
+            }
+        }
         if !self.refused.is_empty() {
-            return Err(Refusal::Busy); // The disk is full here: nothing more is taken in before that is on it.
+            return Err(Refusal::Busy); // The log is full here: nothing more is taken in before that is on it.
         }
         let mut result = Err(Refusal::NotLeader { leader: None });
         self.call(context, |raft, now, view| result = raft.propose(now, view, command));
+        if result.is_ok() {
+            self.proposed_blocks += blocks;
+        }
         result.map(|index| Position { term: self.raft.term(), index })
     }
 
@@ -414,8 +430,8 @@ impl<S: StateMachine> Replica<S> {
         result
     }
 
-    /// The disk hangs: hands the leadership, if it is here, to the reachable peer that has the most. Repeating is
-    /// harmless.
+    /// The disk hangs, or the process ends: hands the leadership, if it is here, to the reachable peer that has the most.
+    /// Repeating is harmless.
     pub fn yield_leadership(&mut self, context: &mut Context<'_>) {
         let peers = self.raft.status().peers.into_iter().filter(|peer| peer.reachable);
         let Some(best) = peers.max_by_key(|peer| peer.flushed) else { return };
@@ -449,6 +465,7 @@ impl<S: StateMachine> Replica<S> {
         if self.stopped {
             return;
         }
+        self.give_log_up_if_pressed(context);
         self.retry_refused(context.store, outputs);
         self.apply(context.store, outputs);
         for effect in self.raft.take_effects() {
@@ -477,7 +494,7 @@ impl<S: StateMachine> Replica<S> {
         match effect {
             Effect::Persist(persist) => self.append(store, persist, outputs),
             Effect::Send { to, message, after } => match after {
-                Some(sequence) if sequence > self.persisted && !planted::is(Bug::VoteNotFlushed) => {
+                Some(sequence) if sequence > self.persisted && !holdfast_planted::is(Bug::VoteNotFlushed) => {
                     self.held.push_back((sequence, to, message))
                 }
                 _ => outputs.push(Output::Send { to, message }),
@@ -504,6 +521,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn append(&mut self, store: &mut Store, persist: Persist<LogCommand>, outputs: &mut Vec<Output<S::Outcome>>) {
+        self.proposed_blocks = 0;
         if let Some(hard_state) = persist.hard_state {
             self.hard_state = hard_state;
         }
@@ -554,15 +572,15 @@ impl<S: StateMachine> Replica<S> {
         while let Some(append) = self.refused.pop_front() {
             match store.append(append.clone()) {
                 Ok(()) => {}
-                Err(AppendError::Full | AppendError::NoSpace) => {
+                Err(error @ (AppendError::Full | AppendError::NoSpace)) => {
                     self.refused.push_front(append);
-                    self.raft.set_full(true);
-                    return;
+                    let of = if error == AppendError::NoSpace { Shortage::Data } else { Shortage::Log };
+                    return self.raft.set_full(Some(of));
                 }
                 Err(error) => return self.stop(error.to_string(), outputs),
             }
         }
-        self.raft.set_full(self.rebuilds.installing());
+        self.raft.set_full(self.rebuilds.installing().then_some(Shortage::Log));
     }
 
     fn release_held(&mut self, outputs: &mut Vec<Output<S::Outcome>>) {

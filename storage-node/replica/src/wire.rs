@@ -5,7 +5,7 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_consensus::{
-    APPEND_ENTRIES_MAX, AppendResult, Body, Entry, LogIndex, Message, MessageBody, SupportEpoch, Term,
+    APPEND_ENTRIES_MAX, AppendResult, Body, Entry, LogIndex, Message, MessageBody, Shortage, SupportEpoch, Term,
 };
 
 use crate::codec::{DecodeError, LogCommand, Reader, entry, put_entry_header, put_position};
@@ -18,7 +18,8 @@ const TRANSFER_NOW: u8 = 5;
 
 const SUBMITTED: u8 = 0;
 const MISMATCH: u8 = 1;
-const FULL: u8 = 2;
+const LOG_FULL: u8 = 2;
+const DATA_FULL: u8 = 3;
 
 /// Bytes of one entry's header, beyond any state machine's.
 const ENTRY_HEADER_BYTES_MAX: usize = 64 << 10;
@@ -94,8 +95,8 @@ pub fn encode(message: &Message<LogCommand>) -> (Bytes, Bytes) {
                     out.put_u64_le(rejected.0);
                     put_position(&mut out, *hint);
                 }
-                AppendResult::Full { last } => {
-                    out.put_u8(FULL);
+                AppendResult::Full { last, of } => {
+                    out.put_u8(if *of == Shortage::Log { LOG_FULL } else { DATA_FULL });
                     out.put_u64_le(last.0);
                 }
             }
@@ -151,7 +152,8 @@ pub fn decode(meta: &Bytes, payload: &Bytes) -> Result<Message<LogCommand>, Deco
             let result = match reader.u8()? {
                 SUBMITTED => AppendResult::Submitted(LogIndex(reader.u64()?)),
                 MISMATCH => AppendResult::Mismatch { rejected: LogIndex(reader.u64()?), hint: reader.position()? },
-                FULL => AppendResult::Full { last: LogIndex(reader.u64()?) },
+                LOG_FULL => AppendResult::Full { last: LogIndex(reader.u64()?), of: Shortage::Log },
+                DATA_FULL => AppendResult::Full { last: LogIndex(reader.u64()?), of: Shortage::Data },
                 found => return Err(DecodeError::Kind { what: "append result", found }),
             };
             let flushed = LogIndex(reader.u64()?);
@@ -192,7 +194,8 @@ mod tests {
             append(vec![write(9, b"one"), write(10, b""), write(11, b"three")]),
             reply(AppendResult::Submitted(LogIndex(9))),
             reply(AppendResult::Mismatch { rejected: LogIndex(9), hint: position }),
-            reply(AppendResult::Full { last: LogIndex(2) }),
+            reply(AppendResult::Full { last: LogIndex(2), of: Shortage::Log }),
+            reply(AppendResult::Full { last: LogIndex(2), of: Shortage::Data }),
             MessageBody::TransferNow,
         ]
         .map(|body| Message { term: Term(3), body })

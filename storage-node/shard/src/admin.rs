@@ -8,6 +8,7 @@ use holdfast_metadata::planner::PlanError;
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_protocol::session::Epoch;
+use holdfast_replica::rebuild::RebuildProgress;
 use holdfast_store::group::Usage;
 
 #[derive(Clone, Debug)]
@@ -93,6 +94,8 @@ pub struct ReplicaReport {
     pub committed: LogIndex,
     pub applied: LogIndex,
     pub checkpointed: LogIndex,
+    /// It is being rebuilt, and applies nothing meanwhile.
+    pub rebuilding: bool,
     pub voters: usize,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
@@ -109,4 +112,6 @@ pub struct VolumeReport {
     pub holder: Option<String>,
     /// Replicas that need more than the log still has, as the leader knows them.
     pub lagging: Vec<ReplicaId>,
+    /// Rebuilds that this replica serves, and the last one of each peer since it leads.
+    pub rebuilds: Vec<(ReplicaId, RebuildProgress)>,
 }

@@ -71,6 +71,7 @@ impl Shard {
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
                 lagging: lagging(&group.replica),
+                rebuilds: group.replica.rebuilds(),
             }
         });
         let peers = self.core.watched.iter();
@@ -109,6 +110,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         committed: status.committed,
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
+        rebuilding: replica.installing(),
         voters: replica.directory().len(),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),

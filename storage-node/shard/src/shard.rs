@@ -1,6 +1,7 @@
 //! [`Shard`]: events in, effects out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -36,11 +37,25 @@ const INFLIGHT_BYTES_MAX: usize = 8 << 20;
 pub enum Event {
     PeerConnected(NodeId),
     PeerClosed(NodeId),
-    Peer { from: NodeId, message: PeerMessage },
-    Client { client: ClientId, request: Request },
+    Peer {
+        from: NodeId,
+        message: PeerMessage,
+    },
+    Client {
+        client: ClientId,
+        request: Request,
+    },
     ClientClosed(ClientId),
-    Device { id: OpId, result: Result<Bytes, DeviceError> },
-    Admin { token: u64, request: AdminRequest },
+    Device {
+        id: OpId,
+        result: Result<Bytes, DeviceError>,
+    },
+    Admin {
+        token: u64,
+        request: AdminRequest,
+    },
+    /// The process is about to end: what is led here is handed over. See [`Shard::is_handed_over`].
+    Stop,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +99,9 @@ pub struct Shard {
     pub(crate) damaged: BTreeMap<GroupId, String>,
     deadlines: BTreeSet<(Timestamp, GroupId)>,
     deadline_of: BTreeMap<GroupId, Timestamp>,
+    stopping: bool,
+    /// Groups led here since the stop was asked for whose next leader is not known yet.
+    handing_over: BTreeSet<GroupId>,
 }
 
 /// The calls of a replica that do not depend on its state machine.
@@ -100,6 +118,9 @@ trait Driven {
     fn on_disk_failed(&mut self, context: &mut Context<'_>, reason: &str);
     fn yield_leadership(&mut self, context: &mut Context<'_>);
     fn lives_on(&self, node: NodeId) -> bool;
+    /// It leads, and somebody is there to lead after it.
+    fn can_yield(&self) -> bool;
+    fn follows(&self) -> bool;
 }
 
 impl<S: StateMachine> Driven for Replica<S> {
@@ -161,6 +182,14 @@ impl<S: StateMachine> Driven for Replica<S> {
     fn lives_on(&self, node: NodeId) -> bool {
         self.directory().values().any(|home| *home == node)
     }
+
+    fn can_yield(&self) -> bool {
+        self.status().peers.iter().any(|peer| peer.reachable)
+    }
+
+    fn follows(&self) -> bool {
+        self.leader().is_some_and(|leader| leader != self.id())
+    }
 }
 
 impl Shard {
@@ -183,6 +212,8 @@ impl Shard {
             damaged: BTreeMap::new(),
             deadlines: BTreeSet::new(),
             deadline_of: BTreeMap::new(),
+            stopping: false,
+            handing_over: BTreeSet::new(),
         };
         for group in recovered {
             shard.add_group(group)?;
@@ -194,6 +225,20 @@ impl Shard {
 
     pub fn superblock(&self) -> &Superblock {
         self.core.store.superblock()
+    }
+
+    /// After [`Event::Stop`]: whether nobody waits for this shard. False as long as a group that it led has peers and
+    /// none of them leads it; the rim bounds the wait.
+    pub fn is_handed_over(&self) -> bool {
+        self.stopping && self.handing_over.is_empty()
+    }
+
+    /// Notes an orderly end on the disk, of which nothing may be in flight any more.
+    ///
+    /// # Errors
+    /// The disk's own.
+    pub fn close(self, device: &dyn Device) -> io::Result<()> {
+        self.core.store.close(device)
     }
 
     /// When `step` wants to be called though nothing happens.
@@ -212,6 +257,9 @@ impl Shard {
         self.on_deadlines();
         self.on_pair_events();
         self.settle();
+        if self.stopping {
+            self.hand_over();
+        }
         self.refresh_deadlines();
         self.core.submit();
         std::mem::take(&mut self.core.effects)
@@ -240,7 +288,27 @@ impl Shard {
                 self.core.pairs.on_closed(node);
             }
             Event::Admin { token, request } => self.on_admin(token, request),
+            Event::Stop => self.stopping = true,
         }
+    }
+
+    /// Asks again where nobody was fit to lead yet; and of what is elected here meanwhile.
+    fn hand_over(&mut self) {
+        for group in self.groups() {
+            let handing_over = &mut self.handing_over;
+            let replica: &mut dyn Driven = match self.volumes.get_mut(&group) {
+                Some(volume) => &mut volume.replica,
+                None => &mut self.metadata.as_mut().expect("one of the groups").replica,
+            };
+            if replica.follows() {
+                handing_over.remove(&group);
+            } else if replica.can_yield() {
+                handing_over.insert(group);
+                replica.yield_leadership(&mut self.core.context());
+                self.core.touched.insert(group);
+            }
+        }
+        self.settle();
     }
 
     fn on_peer(&mut self, from: NodeId, message: PeerMessage) {

@@ -215,6 +215,12 @@ impl VolumeGroup {
                     self.backlog.push_front((command, proposal));
                     return;
                 }
+                Err(Refusal::NoRoom) => {
+                    if let Proposal::Io(ticket) = proposal {
+                        let steps = self.admission.on_refused(ticket, Error::NoSpace);
+                        self.run_steps(core, steps);
+                    }
+                }
                 Err(_) => {
                     self.backlog.push_front((command, proposal));
                     return self.forget_requests(core);
@@ -277,9 +283,12 @@ impl VolumeGroup {
             Output::Installed => core.installed = true,
             Output::Serving(term) => {
                 self.serving = Some(term);
+                let geometry = self.replica.machine().volume.geometry();
                 for client in &self.clients {
                     let reply = Reply::Leading { volume: group.volume, term };
                     core.effects.clients.push((*client, reply));
+                    // The leader before may not have come to tell it.
+                    core.effects.clients.push((*client, Reply::Resized { volume: group.volume, geometry }));
                 }
             }
             Output::LostLeadership(_) => {
@@ -302,7 +311,8 @@ impl VolumeGroup {
     }
 
     fn on_applied(&mut self, core: &mut Core, position: Position, outcome: &Outcome) {
-        if *outcome == Outcome::Resized {
+        // A follower may be ahead of the leader, which would refuse what its clients then ask for.
+        if *outcome == Outcome::Resized && self.serving.is_some() {
             let geometry = self.replica.machine().volume.geometry();
             for client in &self.clients {
                 core.effects.clients.push((*client, Reply::Resized { volume: self.volume(), geometry }));

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_consensus::Timestamp;
 use holdfast_id::{DiskId, GroupId, NodeId};
+use holdfast_planted::Bug;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
 use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
@@ -298,14 +299,8 @@ impl Machine {
 
 impl Machine {
     /// When the clock is read: after the last event was received.
-    #[cfg(not(feature = "planted"))]
-    fn sampled_at(&self, now: Timestamp, _: bool) -> Timestamp {
-        now
-    }
-
-    #[cfg(feature = "planted")]
     fn sampled_at(&self, now: Timestamp, empty: bool) -> Timestamp {
-        if crate::planted::stale_now() && !empty { self.inbox_since } else { now }
+        if holdfast_planted::is(Bug::NowTakenBeforeStop) && !empty { self.inbox_since } else { now }
     }
 }
 

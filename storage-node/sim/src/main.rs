@@ -8,8 +8,11 @@
 mod arguments;
 mod tally;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
 use std::time::Instant;
 
 use holdfast_sim::scenario::{self, Options, Report};
@@ -41,8 +44,8 @@ fn seeds(arguments: &Arguments) -> u8 {
     let start = Instant::now();
     let mut tally = Tally::default();
     let mut status = 0;
-    for seed in arguments.seeds() {
-        match run(seed, arguments.replay) {
+    for (seed, outcome) in run_all(arguments) {
+        match outcome {
             Ok(report) => {
                 if arguments.replay {
                     println!("log {:016x} of {} events", report.log_hash, report.events);
@@ -59,7 +62,27 @@ fn seeds(arguments: &Arguments) -> u8 {
         }
     }
     println!("{}", tally.summary(start.elapsed()));
-    if status == 0 && tally.counted == 0 { SHOWN_TOO_LITTLE } else { status }
+    let enough = if arguments.complete { tally.is_complete() } else { tally.counted > 0 };
+    if status == 0 && !enough { SHOWN_TOO_LITTLE } else { status }
+}
+
+/// Every seed has a thread to itself; where several run at a time, what they tell would mix.
+fn run_all(arguments: &Arguments) -> BTreeMap<u64, Result<Report, Failure>> {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    let next = Mutex::new(arguments.seeds());
+    let outcomes = Mutex::new(BTreeMap::new());
+    thread::scope(|scope| {
+        for _ in 0..if arguments.replay { 1 } else { processors } {
+            scope.spawn(|| {
+                loop {
+                    let Some(seed) = next.lock().expect("no holder panics").next() else { return };
+                    let outcome = run(seed, arguments.replay);
+                    outcomes.lock().expect("no holder panics").insert(seed, outcome);
+                }
+            });
+        }
+    });
+    outcomes.into_inner().expect("no holder panics")
 }
 
 /// A panic of the code under test is a failure like any other.
@@ -70,15 +93,15 @@ fn run(seed: u64, verbose: bool) -> Result<Report, Failure> {
 
 #[cfg(feature = "planted")]
 fn planted(arguments: &Arguments, name: &str) -> ExitCode {
-    use holdfast_sim::planted::Planted;
+    use holdfast_planted::Bug;
 
-    let Some(planted) = Planted::named(name) else {
-        let names: Vec<&str> = Planted::all().iter().map(|planted| planted.name).collect();
+    let Some(bug) = Bug::named(name) else {
+        let names: Vec<&str> = Bug::ALL.iter().map(|bug| bug.name()).collect();
         eprintln!("error: no bug is called {name}; there are {}", names.join(", "));
         return ExitCode::from(USAGE);
     };
     for seed in arguments.seeds() {
-        if let Some(failure) = planted.found_by(seed, Options { verbose: arguments.replay }) {
+        if let Some(failure) = holdfast_sim::planted::found_by(bug, seed, Options { verbose: arguments.replay }) {
             println!("{name} is found by seed {seed}: {failure}");
             return ExitCode::SUCCESS;
         }

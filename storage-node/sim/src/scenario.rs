@@ -530,3 +530,40 @@ fn states_of(world: &World, group: GroupId) -> Vec<(u64, Bytes)> {
     let shards = world.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
     shards.filter_map(|shard| shard.machine_state(group)).map(|(_, index, state)| (index.0, state)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use holdfast_shard::Event;
+
+    use super::*;
+
+    /// A planned move of a leader: nobody waits for a lease to run out.
+    #[test]
+    fn a_leader_that_is_told_to_stop_hands_over_within_100_ms() {
+        for seed in [1, 2, 3, 5, 8] {
+            let mut scenario = Scenario::new(seed, Options::default()).unwrap();
+            scenario.set_up().unwrap();
+            scenario.world.attach_new(0);
+            scenario.world.start_work();
+            scenario.world.run_for(Duration::from_secs(1)).unwrap();
+            let group = GroupId::first(scenario.world.targets[0].volume);
+            let leads = |machine: &Machine| machine.shard.as_ref().is_some_and(|shard| shard.leads(group));
+            let leader = scenario.world.machines.iter().position(leads).expect("a leader");
+            let world = &mut scenario.world;
+            let start = world.now;
+            world.machines[leader].push(start, Event::Stop);
+            let over = |world: &World| {
+                let shard = world.machines[leader].shard.as_ref().expect("it runs");
+                shard.is_handed_over() && world.machines.iter().any(leads)
+            };
+            assert!(world.run_until(start + Duration::from_millis(100), over).unwrap(), "seed {seed}");
+            assert!(!leads(&world.machines[leader]));
+            world.crash(leader, Power::Off, CrashMode::LoseAll);
+            let completed = world.targets[0].completed;
+            world.run_for(Duration::from_millis(200)).unwrap();
+            assert!(world.targets[0].completed > completed, "seed {seed}: it goes on without the stopped one");
+            world.restart(leader).unwrap();
+            scenario.heal().and_then(|()| scenario.verify()).and_then(|()| scenario.compare()).unwrap();
+        }
+    }
+}

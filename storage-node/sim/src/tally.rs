@@ -34,6 +34,12 @@ impl Tally {
         self.marks.extend(&report.marks);
     }
 
+    /// Whether everything that can happen has, and enough seeds have shown enough.
+    pub fn is_complete(&self) -> bool {
+        let faults = FaultKind::ALL.iter().all(|kind| self.faults.contains_key(kind));
+        faults && MARKS.iter().all(|mark| self.marks.contains(mark)) && self.counted * 10 >= self.seeds * 9
+    }
+
     /// `took`: by a real clock.
     pub fn summary(&self, took: Duration) -> String {
         let seeds = self.seeds + self.failed;
@@ -47,11 +53,8 @@ impl Tally {
         );
         let (operations, bytes) = (self.operations, self.bytes_verified);
         let lagging = self.lagging;
-        writeln!(
-            text,
-            "{operations} operations, {bytes} bytes verified, {lagging} replicas left behind the log"
-        )
-        .expect("a string takes everything");
+        writeln!(text, "{operations} operations, {bytes} bytes verified, {lagging} replicas left behind the log")
+            .expect("a string takes everything");
         let faults: Vec<String> = FaultKind::ALL
             .iter()
             .map(|kind| format!("{kind:?} {}", self.faults.get(kind).copied().unwrap_or(0)))

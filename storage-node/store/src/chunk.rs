@@ -75,6 +75,8 @@ mod walk;
 
 pub use install::SLOT_NUMBERS_MAX;
 
+pub use space::blocks_for_payload;
+
 pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, SlotChange};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

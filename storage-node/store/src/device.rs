@@ -26,6 +26,11 @@ pub trait Device: Send + Sync {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
     /// When it returns `Ok`, every write that returned before it was called is durable.
     fn flush(&self) -> io::Result<()>;
+    /// When it returns `Ok`, this write is durable; of other writes it promises nothing.
+    fn write_durable_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.write_at(offset, data)?;
+        self.flush()
+    }
 }
 
 /// Bytes `[start, end)` of a device; both are multiples of [`BLOCK_BYTES`].

@@ -11,7 +11,6 @@ pub mod driver;
 pub mod group;
 pub mod inspect;
 pub mod ops;
-pub mod planted;
 pub mod store;
 pub mod superblock;
 mod wal;

@@ -12,6 +12,7 @@ use std::io;
 
 use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
+use holdfast_planted::Bug;
 
 use crate::chunk::{ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, Place};
 use crate::device::Device;
@@ -172,6 +173,13 @@ impl Store {
         Ok(())
     }
 
+    /// Whether an append that needs so many blocks would find them; see [`crate::chunk::blocks_for_payload`].
+    pub fn has_room(&mut self, blocks: u64) -> bool {
+        let has_room = self.chunks.has_room(blocks);
+        self.settle();
+        has_room
+    }
+
     /// `Flushed` follows when everything in it is durable.
     ///
     /// # Panics
@@ -189,7 +197,7 @@ impl Store {
                 let end = append.records.last().map_or(from, |record| record.index + 1);
                 self.chunks.unreserve(group, end);
                 let slots = self.chunks.truncate_payloads(group, from);
-                if crate::planted::reuse_slot_under_log() {
+                if holdfast_planted::is(Bug::ReuseSlotUnderLog) {
                     self.chunks.free_slots(slots);
                 } else if !slots.is_empty() {
                     self.truncated.push_back((*sequence, slots));

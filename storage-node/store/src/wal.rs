@@ -24,6 +24,7 @@ mod recovery;
 use std::collections::VecDeque;
 
 use holdfast_id::{DiskId, GroupId, ReplicaId};
+use holdfast_planted::Bug;
 
 use self::batch::{Batch, encoded_bytes};
 pub(crate) use self::extents::Extent;
@@ -194,7 +195,7 @@ impl Wal {
                 }
                 assert_ne!(stage, Stage::Written, "what waits for payloads has no operation in flight");
                 self.on_batch_durable(&batch, oldest_generation);
-                if !crate::planted::acknowledge_before_flush() {
+                if !holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
                     self.tell_flushed(&batch.batch);
                 }
             }
@@ -458,13 +459,13 @@ impl Wal {
         let oldest_generation = self.oldest_generation();
         let (offset, data) = self.finish(&mut placed, oldest_generation);
         let id = self.ids.take();
-        if crate::planted::acknowledge_before_flush() {
+        if holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
             self.tell_flushed(&placed.batch);
         }
-        let flushed_later = placed.batch.slot_bytes > 0 && !crate::planted::skip_payload_flush();
+        let flushed_later = placed.batch.slot_bytes > 0 && !holdfast_planted::is(Bug::SkipPayloadFlush);
         let stage = if flushed_later { Stage::Writing } else { Stage::Durable };
         self.in_flight = Some(InFlight::Batch { id, batch: placed, oldest_generation, stage });
-        let durable = stage == Stage::Durable && !crate::planted::skip_wal_flush();
+        let durable = stage == Stage::Durable && !holdfast_planted::is(Bug::SkipWalFlush);
         DeviceOp::Write { id, offset, data: data.into(), durable }
     }
 
@@ -541,7 +542,7 @@ impl Wal {
         let data = AlignedBuffer::padded(&mark.encode()).into();
         let offset = mark.device_offset();
         self.in_flight = Some(InFlight::Mark { id, mark });
-        DeviceOp::Write { id, offset, data, durable: !crate::planted::skip_wal_flush() }
+        DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }
     }
 
     fn on_mark_durable(&mut self, mark: &Mark) {

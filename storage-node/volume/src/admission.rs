@@ -26,10 +26,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
+use holdfast_planted::Bug;
 use holdfast_protocol::session::{Epoch, SESSION_WINDOW, Session, Stamp};
 
 use crate::change::{Change, Edge};
-use crate::planted::{self, Bug};
 use crate::range::{BLOCK, BlockRange};
 use crate::volume::{Outcome, Volume};
 use crate::window::{Known, well_formed};
@@ -224,7 +224,9 @@ impl Admission {
 
     /// Earlier requests that must be applied (for a read-modify-write) or proposed (for whole blocks) first.
     fn blockers(&self, blocks: BlockRange, edges: bool) -> usize {
-        if edges && planted::is(Bug::ReadBeforeApplied) || !edges && planted::is(Bug::OvertakesReadModifyWrite) {
+        if edges && holdfast_planted::is(Bug::ReadBeforeApplied)
+            || !edges && holdfast_planted::is(Bug::OvertakesReadModifyWrite)
+        {
             return 0;
         }
         let blocks_it = |request: &&Request| {

@@ -14,7 +14,6 @@ mod change;
 mod codec;
 pub mod command;
 pub mod name;
-pub mod planted;
 pub mod range;
 mod state;
 pub mod volume;

@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_block::Geometry;
 use holdfast_id::{ID_BYTES, VolumeId};
+use holdfast_planted::Bug;
 use holdfast_protocol::session::{Epoch, Instance, Session};
 
 use crate::codec::Reader;
 use crate::command::{DecodeError, encode_formatted, put_name, read_formatted, read_name};
 use crate::name::NAME_BYTES_MAX;
-use crate::planted::{self, Bug};
 use crate::volume::{Attachment, FORMER_INSTANCES_MAX, Volume};
 use crate::window::{WORDS, Window};
 
@@ -49,7 +49,7 @@ impl Volume {
         if let Some(attachment) = &self.attachment {
             put_name(&mut out, &attachment.holder);
             out.put_u128_le(attachment.instance.0);
-            if planted::is(Bug::SessionLostInSnapshot) {
+            if holdfast_planted::is(Bug::SessionLostInSnapshot) {
                 out.put_u64_le(1);
                 out.put_bytes(0, 8 * WORDS);
             } else {

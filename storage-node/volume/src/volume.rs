@@ -19,11 +19,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_block::Geometry;
 use holdfast_id::VolumeId;
+use holdfast_planted::Bug;
 use holdfast_protocol::session::{Epoch, Formatted, Instance, Session, Stamp};
 
 use crate::command::{Command, DecodeError};
 use crate::name::Name;
-use crate::planted::{self, Bug};
 use crate::range::{BLOCK, BLOCK_U64};
 pub use crate::state::STATE_BYTES_MAX;
 use crate::window::{Known, Window, well_formed};
@@ -239,14 +239,14 @@ impl Volume {
             return Outcome::Malformed;
         }
         let current = self.epoch == stamp.epoch && self.session == stamp.session;
-        if !current && !planted::is(Bug::FenceOnlyAtAdmission) {
+        if !current && !holdfast_planted::is(Bug::FenceOnlyAtAdmission) {
             return Outcome::Fenced;
         }
         let Some(attachment) = &mut self.attachment else { return Outcome::Fenced };
         attachment.window.advance(stamp);
         match attachment.window.known(stamp) {
             Known::Forgotten => return Outcome::Forgotten,
-            Known::Applied if !planted::is(Bug::DuplicateApplied) => return Outcome::Duplicate,
+            Known::Applied if !holdfast_planted::is(Bug::DuplicateApplied) => return Outcome::Duplicate,
             Known::Applied | Known::New => {}
         }
         if end_block > self.geometry.size_bytes / BLOCK_U64 {

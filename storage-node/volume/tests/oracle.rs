@@ -690,7 +690,7 @@ fn histories_come_to_every_outcome_and_shape() {
 #[cfg(feature = "planted")]
 mod planted {
     use super::*;
-    use holdfast_volume::planted::{Bug, plant};
+    use holdfast_planted::{Bug, plant};
     use proptest::test_runner::TestError;
 
     fn found(bug: Bug) -> bool {

@@ -24,11 +24,16 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 20] = [
+const LAYERS: [Layer; 21] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
+    Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
-    Layer { name: "holdfast-consensus", knows: &["holdfast-id"], kind: Kind::Closed(&["thiserror"]) },
-    Layer { name: "holdfast-store", knows: &["holdfast-id"], kind: Kind::Rim },
+    Layer {
+        name: "holdfast-consensus",
+        knows: &["holdfast-id", "holdfast-planted"],
+        kind: Kind::Closed(&["thiserror"]),
+    },
+    Layer { name: "holdfast-store", knows: &["holdfast-id", "holdfast-planted"], kind: Kind::Rim },
     Layer { name: "holdfast-metadata", knows: &["holdfast-id"], kind: Kind::Pure },
     Layer { name: "holdfast-fuse", knows: &["holdfast-block"], kind: Kind::Pure },
     Layer { name: "holdfast-nbd", knows: &["holdfast-block"], kind: Kind::Pure },
@@ -37,7 +42,11 @@ const LAYERS: [Layer; 20] = [
         knows: &["holdfast-block", "holdfast-consensus", "holdfast-id"],
         kind: Kind::Pure,
     },
-    Layer { name: "holdfast-volume", knows: &["holdfast-block", "holdfast-id", "holdfast-protocol"], kind: Kind::Pure },
+    Layer {
+        name: "holdfast-volume",
+        knows: &["holdfast-block", "holdfast-id", "holdfast-planted", "holdfast-protocol"],
+        kind: Kind::Pure,
+    },
     Layer { name: "holdfast-transport", knows: &["holdfast-id"], kind: Kind::Rim },
     Layer {
         name: "holdfast-client",
@@ -46,7 +55,7 @@ const LAYERS: [Layer; 20] = [
     },
     Layer {
         name: "holdfast-replica",
-        knows: &["holdfast-consensus", "holdfast-id", "holdfast-store"],
+        knows: &["holdfast-consensus", "holdfast-id", "holdfast-planted", "holdfast-store"],
         kind: Kind::Pure,
     },
     Layer {
@@ -71,6 +80,7 @@ const LAYERS: [Layer; 20] = [
             "holdfast-consensus",
             "holdfast-id",
             "holdfast-metadata",
+            "holdfast-planted",
             "holdfast-protocol",
             "holdfast-replica",
             "holdfast-shard",
@@ -89,6 +99,7 @@ const LAYERS: [Layer; 20] = [
             "holdfast-id",
             "holdfast-metadata",
             "holdfast-protocol",
+            "holdfast-replica",
             "holdfast-shard",
             "holdfast-store",
             "holdfast-transport",
@@ -116,6 +127,7 @@ const LAYERS: [Layer; 20] = [
             "holdfast-api",
             "holdfast-id",
             "holdfast-node",
+            "holdfast-planted",
             "holdfast-store",
             "holdfast-transport",
         ],

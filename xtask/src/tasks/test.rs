@@ -1,4 +1,4 @@
-//! `cargo xtask test`: documentation tests, the planted bugs, then every other test under cargo-nextest.
+//! `cargo xtask test`: documentation tests, the planted bugs, every other test under cargo-nextest, then the simulator.
 //!
 //! Tests that plant a bug have `planted` in their path and need the feature of that name, which compiles the bugs in.
 //! They run apart, so that all other tests see the code that ships.
@@ -24,8 +24,14 @@ struct Tier {
     obstacle: fn() -> Option<String>,
 }
 
-const TIERS: [Tier; 2] =
-    [Tier { name: "needs_root", obstacle: not_root }, Tier { name: "needs_fuse", obstacle: no_fuse }];
+const TIERS: [Tier; 3] = [
+    Tier { name: "needs_root", obstacle: not_root },
+    Tier { name: "needs_fuse", obstacle: no_fuse },
+    Tier { name: "needs_postgres", obstacle: no_postgres },
+];
+
+/// Two to four minutes on two processors.
+const SEEDS: &str = "300";
 
 /// With `nextest` arguments what they select runs and nothing else: no documentation
 /// tests, no planted bugs, no tier left out.
@@ -41,7 +47,26 @@ pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
         }
     }
     arguments.extend(nextest.iter().cloned());
-    Step::cargo(workspace, "tests", &arguments).run()
+    Step::cargo(workspace, "tests", &arguments).run()?;
+    if nextest.is_empty() { seeds(workspace) } else { Ok(()) }
+}
+
+/// The simulated cluster, with all that can happen to it.
+fn seeds(workspace: &Workspace) -> Result<()> {
+    let arguments = [
+        "run",
+        "--quiet",
+        "--locked",
+        "-p",
+        "holdfast-sim",
+        "--bin",
+        "holdfast-sim",
+        "--",
+        "--seeds",
+        SEEDS,
+        "--complete",
+    ];
+    Step::cargo(workspace, &format!("{SEEDS} seeds of the simulator"), &arguments).run()
 }
 
 /// Runs the tests that plant bugs, in every crate that has some.
@@ -90,6 +115,13 @@ fn no_fuse() -> Option<String> {
         let opened = fs::OpenOptions::new().read(true).write(true).open(device);
         opened.err().map(|error| format!("{device}: {error}"))
     })
+}
+
+/// Debian's packages: programs under this path by version, and a user of that name.
+fn no_postgres() -> Option<String> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let found = versions.into_iter().any(|version| version.path().join("bin/pgbench").exists());
+    (!found).then(|| "/usr/lib/postgresql: no version with pgbench (Debian: postgresql)".to_owned())
 }
 
 #[cfg(test)]

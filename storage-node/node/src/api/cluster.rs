@@ -315,7 +315,7 @@ impl Services {
         let mut asked = Vec::new();
         for entry in &volume.members {
             let address = catalogue.nodes().get(&entry.member.node).map(|node| node.api_address.clone());
-            let (tls, volume_id) = (self.tls.clone(), view.volume_id.clone());
+            let (tls, volume_id) = (self.tls(), view.volume_id.clone());
             asked.push(tokio::spawn(async move {
                 let channel = holdfast_api::channel::connect(&address?, &tls, PEER_WITHIN).await.ok()?;
                 let request = v1::ListReplicasRequest { volume_id };
@@ -370,11 +370,19 @@ fn judge(
     replica.applied_index = answer.applied_index;
     let behind = leader.map_or(0, |leader| leader.committed_index.saturating_sub(answer.flushed_index));
     let lagging = leader.is_some_and(|leader| leader.lagging_replica_ids.contains(&replica.replica_id));
+    let mut rebuilds = leader.into_iter().flat_map(|leader| &leader.rebuilds);
+    replica.rebuild = rebuilds.find(|rebuild| rebuild.replica_id == replica.replica_id).cloned();
     replica.reason = if let Some(stopped) = answer.stopped {
         Some(stopped)
-    } else if lagging {
-        let message = format!("the copy on {node} needs log entries that the leader no longer has");
-        reason("ReplicaLagging", message, "wait for its rebuild")
+    } else if lagging || answer.rebuilding {
+        let message = match &replica.rebuild {
+            Some(rebuild) if rebuild.phase() == v1::RebuildPhase::Copying => format!(
+                "the copy on {node} is being rebuilt: {} bytes copied, {} parts of 64 KiB compared",
+                rebuild.bytes_copied, rebuild.slots_compared
+            ),
+            _ => format!("the copy on {node} needs more than the leader's log has, and waits for its rebuild"),
+        };
+        reason("ReplicaRebuilding", message, "wait for its rebuild")
     } else if behind > BEHIND_MAX {
         reason("ReplicaBehind", format!("the copy on {node} is {behind} entries behind"), "wait: it is catching up")
     } else {

@@ -3,10 +3,11 @@
 use holdfast_api::refusal::refuse;
 use holdfast_api::v1;
 use holdfast_consensus::Standing;
-use holdfast_id::NodeId;
+use holdfast_id::{NodeId, ReplicaId};
 use holdfast_metadata::catalogue::{Catalogue, DiskState, Node, NodeState, Volume, VolumeState};
 use holdfast_metadata::reason::Reason;
 use holdfast_metadata::{Outcome, Refusal};
+use holdfast_replica::rebuild::{RebuildPhase, RebuildProgress};
 use holdfast_shard::{AdminReply, NodeAddress, ReplicaReport};
 use std::str::FromStr;
 use tonic::{Code, Status};
@@ -70,6 +71,21 @@ pub(crate) fn role(replica: &ReplicaReport) -> v1::ReplicaRole {
         Standing::Leader => v1::ReplicaRole::Leader,
         Standing::Follower => v1::ReplicaRole::Follower,
         Standing::PreCandidate | Standing::Candidate => v1::ReplicaRole::Candidate,
+    }
+}
+
+pub(crate) fn rebuild(replica: ReplicaId, progress: &RebuildProgress) -> v1::Rebuild {
+    let phase = match progress.phase {
+        RebuildPhase::Waiting => v1::RebuildPhase::Waiting,
+        RebuildPhase::Copying => v1::RebuildPhase::Copying,
+        RebuildPhase::Done => v1::RebuildPhase::Done,
+    };
+    v1::Rebuild {
+        replica_id: replica.to_string(),
+        phase: phase.into(),
+        slots_compared: progress.slots_compared,
+        bytes_copied: progress.bytes_copied,
+        bytes_listed: progress.bytes_listed,
     }
 }
 

@@ -162,6 +162,12 @@ impl Node for Services {
                 attached_to: volume.holder.clone().unwrap_or_default(),
                 stopped: replica.stopped.as_ref().map(|reason| stopped(reason)),
                 lagging_replica_ids: volume.lagging.iter().map(ToString::to_string).collect(),
+                rebuilding: replica.rebuilding,
+                rebuilds: volume
+                    .rebuilds
+                    .iter()
+                    .map(|(replica, progress)| convert::rebuild(*replica, progress))
+                    .collect(),
             }
         });
         Ok(Response::new(v1::ListReplicasResponse { replicas: replicas.collect() }))

@@ -22,6 +22,8 @@ const ASK_STATE: u8 = 7;
 const STATE: u8 = 8;
 const DONE: u8 = 9;
 const ABORT: u8 = 10;
+const CHECKPOINTED: u8 = 11;
+const FORGET: u8 = 12;
 
 /// Bytes of one change in a payload: slot, index, present.
 const CHANGE_BYTES: usize = 18;
@@ -78,13 +80,21 @@ pub enum RebuildMessage {
     Abort {
         id: RebuildId,
     },
+    /// To the leader: the checkpoint here, whatever comes, is at or above this index.
+    Checkpointed {
+        index: u64,
+    },
+    /// To a follower: every replica's checkpoint is at or above this index, so nobody asks for tombstones below it.
+    Forget {
+        below: u64,
+    },
 }
 
 impl RebuildMessage {
     /// `None`: it is about none in particular.
     pub fn id(&self) -> Option<RebuildId> {
         match self {
-            RebuildMessage::Want => None,
+            RebuildMessage::Want | RebuildMessage::Checkpointed { .. } | RebuildMessage::Forget { .. } => None,
             RebuildMessage::Offer { id, .. }
             | RebuildMessage::AskChanges { id, .. }
             | RebuildMessage::Changes { id, .. }
@@ -112,6 +122,8 @@ pub fn encode(message: &RebuildMessage) -> (Bytes, Bytes) {
         RebuildMessage::State { .. } => STATE,
         RebuildMessage::Done { .. } => DONE,
         RebuildMessage::Abort { .. } => ABORT,
+        RebuildMessage::Checkpointed { .. } => CHECKPOINTED,
+        RebuildMessage::Forget { .. } => FORGET,
     });
     if let Some(id) = message.id() {
         out.put_u64_le(id.term.0);
@@ -143,6 +155,8 @@ pub fn encode(message: &RebuildMessage) -> (Bytes, Bytes) {
             checksums.iter().for_each(|checksum| out.put_u32_le(*checksum));
             payload = data.clone();
         }
+        RebuildMessage::Checkpointed { index } => out.put_u64_le(*index),
+        RebuildMessage::Forget { below } => out.put_u64_le(*below),
         RebuildMessage::AskState { offset, .. } => out.put_u32_le(*offset),
         RebuildMessage::State { offset, bytes, .. } => {
             out.put_u32_le(*offset);
@@ -205,6 +219,8 @@ pub fn decode(meta: &Bytes, payload: &Bytes) -> Result<RebuildMessage, DecodeErr
         }
         DONE => RebuildMessage::Done { id: id(&mut reader)? },
         ABORT => RebuildMessage::Abort { id: id(&mut reader)? },
+        CHECKPOINTED => RebuildMessage::Checkpointed { index: reader.u64()? },
+        FORGET => RebuildMessage::Forget { below: reader.u64()? },
         found => return Err(DecodeError::Kind { what: "rebuild message", found }),
     };
     reader.end()?;
@@ -266,6 +282,8 @@ mod tests {
             RebuildMessage::State { id, offset: 8, bytes: Bytes::from_static(b"state") },
             RebuildMessage::Done { id },
             RebuildMessage::Abort { id },
+            RebuildMessage::Checkpointed { index: 9 },
+            RebuildMessage::Forget { below: 9 },
         ]
     }
 

@@ -6,13 +6,17 @@
 //! a rebuild. The end is one durable header of the store; only then state machine, log and configuration move.
 //!
 //! For peers: a checkpoint is made, frozen and offered, and the log above it kept. All of it ends with the leadership.
+//!
+//! Beside that, every replica tells the leader where its checkpoint is, and the leader tells all how far all are: up to
+//! there nobody's rebuild begins, and tombstones may go. A word that is lost is made up for by the next checkpoint's.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_consensus::{LogIndex, Position, ProgressState, Timestamp};
+use holdfast_consensus::{LogIndex, Position, ProgressState, Shortage, Timestamp};
 use holdfast_id::ReplicaId;
+use holdfast_planted::Bug;
 use holdfast_store::chunk::{Changes, FrozenId, INDEX_MAX};
 use holdfast_store::group::{GroupState, InstallError, InstalledSlot, ReadError, StoreError};
 
@@ -68,6 +72,8 @@ enum Served {
     Sent {
         index: LogIndex,
         until: Timestamp,
+        /// Until it follows the log: when to see whether it does.
+        look_at: Option<Timestamp>,
         progress: RebuildProgress,
     },
 }
@@ -100,6 +106,9 @@ pub(super) struct Rebuilds<S> {
     again_at: Option<Timestamp>,
     installed: bool,
     replies: Vec<(ReplicaId, RebuildMessage)>,
+    /// Where the others' checkpoints are, at least.
+    checkpoints: BTreeMap<ReplicaId, LogIndex>,
+    forgotten_below: LogIndex,
     counters: RebuildCounters,
 }
 
@@ -121,6 +130,8 @@ impl<S> Rebuilds<S> {
             again_at: (installing_to > 0).then_some(now),
             installed: false,
             replies: Vec::new(),
+            checkpoints: BTreeMap::new(),
+            forgotten_below: LogIndex(0),
             counters: RebuildCounters::default(),
         }
     }
@@ -134,7 +145,8 @@ impl<S> Rebuilds<S> {
         let served = self.served.values().filter_map(|served| match served {
             Served::Waiting { at, .. } => Some(*at),
             Served::Sending(sender) => Some(sender.deadline()),
-            Served::Preparing | Served::Sent { .. } => None,
+            Served::Sent { look_at, .. } => *look_at,
+            Served::Preparing => None,
         });
         let receiver = self.receiver.as_ref().filter(|_| self.pending.is_none()).and_then(Receiver::deadline);
         served.chain(receiver).chain(self.again_at).min()
@@ -208,6 +220,8 @@ impl<S: StateMachine> Replica<S> {
         }
         match &message {
             RebuildMessage::Want => self.on_want(context, from),
+            RebuildMessage::Checkpointed { index } => self.on_checkpointed(from, LogIndex(*index)),
+            RebuildMessage::Forget { below } => self.on_forget(context, from, LogIndex(*below)),
             RebuildMessage::Offer { id, position, hash, state_bytes } => {
                 let (id, position, hash, state_bytes) = (*id, *position, *hash, *state_bytes);
                 self.on_offer(context, Offer { id, from, position, hash, state_bytes });
@@ -298,7 +312,7 @@ impl<S: StateMachine> Replica<S> {
         rebuilds.accepted = Some(offer);
         rebuilds.again_at = None;
         self.raft.set_installing(context.now, true);
-        self.raft.set_full(true);
+        self.raft.set_full(Some(Shortage::Log));
     }
 
     /// Whether the checkpoint that is done belongs to a rebuild of this replica.
@@ -320,7 +334,9 @@ impl<S: StateMachine> Replica<S> {
         let Pending { offer, snapshot, machine } = pending;
         let position = offer.position;
         let follows = self.raft.position_at(position.index) == Some(position);
-        self.machine = machine;
+        if !holdfast_planted::is(Bug::StateLeftOutOfDelta) {
+            self.machine = machine;
+        }
         self.directory = snapshot.directory;
         self.configuration = snapshot.configuration.clone();
         self.applied = position;
@@ -340,11 +356,12 @@ impl<S: StateMachine> Replica<S> {
             append.records.retain(|record| follows && record.index > position.index.0);
             append.truncate_from = append.truncate_from.filter(|from| follows && *from > position.index.0);
         }
-        self.raft.set_full(!self.refused.is_empty());
+        self.raft.set_full((!self.refused.is_empty()).then_some(Shortage::Log));
         self.raft.set_installing(context.now, false);
         let configuration = snapshot.configuration;
         self.call(context, |raft, now, view| raft.on_delta_installed(now, view, position, configuration));
         context.store.release(self.group, position.index.0);
+        self.tell_checkpoint(context);
     }
 
     /// The checkpoint that peers were prepared for is done: its map is frozen for each, and offered.
@@ -374,6 +391,40 @@ impl<S: StateMachine> Replica<S> {
                 context.permits.give_back(self.group, peer);
             }
             self.rebuilds.served.insert(peer, next);
+        }
+    }
+
+    /// A checkpoint was made here: whoever leads hears of it, or draws the sum of what it heard.
+    pub(super) fn tell_checkpoint(&mut self, context: &mut Context<'_>) {
+        if !self.raft.is_leader() {
+            let message = RebuildMessage::Checkpointed { index: self.checkpointed.0 };
+            let leader = self.raft.leader().filter(|leader| *leader != self.id);
+            return self.rebuilds.replies.extend(leader.map(|leader| (leader, message)));
+        }
+        let own = (self.id, self.checkpointed);
+        let known = |replica| if replica == own.0 { own.1 } else { self.rebuilds.checkpoint_of(replica) };
+        let least = self.configuration.replicas().map(known).min().unwrap_or_default();
+        // One that is not in effect yet may name more.
+        let settled = self.raft.configuration() == &self.configuration;
+        if settled && least > self.rebuilds.forgotten_below {
+            self.rebuilds.forgotten_below = least;
+            context.store.forget_tombstones(self.group, least.0);
+            let peers = self.directory.keys().filter(|replica| **replica != self.id);
+            let forget = |replica: &ReplicaId| (*replica, RebuildMessage::Forget { below: least.0 });
+            self.rebuilds.replies.extend(peers.map(forget));
+        }
+    }
+
+    fn on_checkpointed(&mut self, from: ReplicaId, index: LogIndex) {
+        if self.directory.contains_key(&from) {
+            let known = self.rebuilds.checkpoints.entry(from).or_default();
+            *known = index.max(*known);
+        }
+    }
+
+    fn on_forget(&mut self, context: &mut Context<'_>, from: ReplicaId, below: LogIndex) {
+        if self.directory.contains_key(&from) && below <= self.checkpointed {
+            context.store.forget_tombstones(self.group, below.0);
         }
     }
 
@@ -418,6 +469,10 @@ impl<S: StateMachine> Replica<S> {
             return;
         }
         let now = context.now;
+        for peer in self.rebuilds.peers(|served| matches!(served, Served::Sent { look_at: Some(at), .. } if *at <= now))
+        {
+            self.look_after(context, peer);
+        }
         for peer in self.rebuilds.peers(|served| matches!(served, Served::Waiting { at, .. } if *at <= now)) {
             self.begin_serving(context, peer);
         }
@@ -451,6 +506,19 @@ impl<S: StateMachine> Replica<S> {
         self.rebuilds.served.insert(peer, next);
     }
 
+    /// The log may have been released past what a peer was given, by the disk's need of space.
+    fn look_after(&mut self, context: &mut Context<'_>, peer: ReplicaId) {
+        let status = self.raft.status();
+        let state = status.peers.iter().find(|progress| progress.replica == peer).map(|progress| progress.state);
+        let Some(served) = self.rebuilds.served.get_mut(&peer) else { return };
+        match (state, &mut *served) {
+            (Some(ProgressState::NeedsDelta), _) => *served = Served::Waiting { at: context.now, asked: false },
+            (Some(ProgressState::Probe), Served::Sent { look_at, .. }) => *look_at = Some(context.now + RETRY_AFTER),
+            (_, Served::Sent { look_at, .. }) => *look_at = None,
+            _ => {}
+        }
+    }
+
     fn advance_sender(&mut self, context: &mut Context<'_>, peer: ReplicaId, outputs: &mut Vec<Output<S::Outcome>>) {
         let Some(Served::Sending(sender)) = self.rebuilds.served.get_mut(&peer) else { return };
         let (frozen, index, progress) = (sender.frozen, sender.position.index, sender.progress);
@@ -470,7 +538,8 @@ impl<S: StateMachine> Replica<S> {
                     self.stop_serving_rebuild(context, peer);
                     let progress = RebuildProgress { phase: RebuildPhase::Done, ..progress };
                     let next = if done {
-                        Served::Sent { index, until: context.now + LOG_KEPT_FOR, progress }
+                        let (until, look_at) = (context.now + LOG_KEPT_FOR, Some(context.now + RETRY_AFTER));
+                        Served::Sent { index, until, look_at, progress }
                     } else {
                         Served::Waiting { at: context.now + RETRY_AFTER, asked: false }
                     };
@@ -612,12 +681,29 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    /// While this replica is between two states its log is pinned, and with it the whole disk's. Where the disk needs the
+    /// space, the log goes: what comes in its place was committed without it. Until it has caught up this replica then
+    /// gives no vote either.
+    pub(super) fn give_log_up_if_pressed(&mut self, context: &mut Context<'_>) {
+        if self.rebuilds.installing_to == 0 || !self.checkpoint_due {
+            return;
+        }
+        let usage = context.store.usage();
+        let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
+        if pressed && self.rebuilds.pending.is_none() && self.raft.status().last.index > self.checkpointed {
+            self.checkpoint_due = false;
+            self.raft.forget_log(context.now);
+            self.apply_to = self.applied.index;
+            self.restart_log = true;
+        }
+    }
+
     /// Where no slot came in, the replica is what it was.
     fn resume_if_untouched(&mut self, context: &mut Context<'_>) {
         if !self.rebuilds.installing() {
             self.rebuilds.again_at = None;
             self.raft.set_installing(context.now, false);
-            self.raft.set_full(!self.refused.is_empty());
+            self.raft.set_full((!self.refused.is_empty()).then_some(Shortage::Log));
         }
     }
 
@@ -639,6 +725,10 @@ impl<S: StateMachine> Replica<S> {
 }
 
 impl<S> Rebuilds<S> {
+    fn checkpoint_of(&self, replica: ReplicaId) -> LogIndex {
+        self.checkpoints.get(&replica).copied().unwrap_or_default()
+    }
+
     fn peers(&self, select: impl Fn(&Served) -> bool) -> Vec<ReplicaId> {
         self.served.iter().filter(|(_, served)| select(served)).map(|(peer, _)| *peer).collect()
     }

@@ -120,7 +120,7 @@ impl Chunks {
         }
         assert!(index >= found.header.index, "{group} is installed at {index}, behind {}", found.header.index);
         let counts = found.header.counts.ok_or(InstallError::MapLost)?;
-        if counts.hash != hash && !crate::planted::install_any_map() {
+        if counts.hash != hash && !holdfast_planted::is(holdfast_planted::Bug::InstallAnyMap) {
             return Err(InstallError::Hash { found: counts.hash, expected: hash });
         }
         let mut header = found.header.clone();

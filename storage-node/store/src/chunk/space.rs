@@ -71,11 +71,19 @@ impl Chunks {
         promised: u64,
     ) -> Result<(), StoreError> {
         let needed = slots * SLOT_BLOCKS + promised;
-        if needed > 0 && self.available_blocks() < needed + self.reserve_blocks() {
-            self.want_checkpoints();
+        if needed > 0 && !self.has_room(needed) {
             return Err(StoreError::Full);
         }
         self.promise(group, index, promised)
+    }
+
+    /// Whether so many blocks could be promised now; a checkpoint is asked for where they cannot, and that would help.
+    pub fn has_room(&mut self, blocks: u64) -> bool {
+        let has_room = self.available_blocks() >= blocks + self.reserve_blocks();
+        if !has_room {
+            self.want_checkpoints();
+        }
+        has_room
     }
 
     /// Takes back the promises to entries from `index` on: they were truncated, or their append was refused.

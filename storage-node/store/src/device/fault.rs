@@ -85,6 +85,18 @@ impl FaultDevice {
         }
         if verdict.error { Err(io::Error::other("injected fault")) } else { Ok(verdict.corrupt) }
     }
+
+    /// As [`FaultDevice::judge`]; what is to be written instead, where that differs.
+    fn judge_write(&self, offset: u64, data: &[u8]) -> io::Result<Option<AlignedBuffer>> {
+        let corrupt = self.judge(Operation::Write, offset..offset + data.len() as u64)?;
+        let corrupted = (!corrupt.is_empty()).then(|| {
+            let mut corrupted = AlignedBuffer::with_capacity(data.len());
+            corrupted.extend_from_slice(data);
+            flip(&mut corrupted, offset, corrupt);
+            corrupted
+        });
+        Ok(corrupted)
+    }
 }
 
 fn seed_of(rule: &rule::Rule) -> Option<u64> {
@@ -169,15 +181,8 @@ impl Device for FaultDevice {
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         check_range(offset, data.len(), self.len()?)?;
-        let corrupt = self.judge(Operation::Write, offset..offset + data.len() as u64)?;
-        let mut corrupted = AlignedBuffer::with_capacity(0);
-        let data = if corrupt.is_empty() {
-            data
-        } else {
-            corrupted.extend_from_slice(data);
-            flip(&mut corrupted, offset, corrupt);
-            &corrupted
-        };
+        let corrupted = self.judge_write(offset, data)?;
+        let data = corrupted.as_deref().unwrap_or(data);
         let mut state = self.state();
         // Also once the rule is gone: a block held back must not be overtaken by a later write.
         if !state.loses_unflushed() && state.unflushed.is_empty() {
@@ -207,6 +212,21 @@ impl Device for FaultDevice {
         if !run.is_empty() {
             self.inner.write_at(start, &run)?;
         }
+        drop(state);
+        self.inner.flush()
+    }
+
+    /// As a disk does with FUA: what other writes left in its cache stays there.
+    fn write_durable_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len(), self.len()?)?;
+        let corrupted = self.judge_write(offset, data)?;
+        self.judge(Operation::Flush, 0..0)?;
+        let data = corrupted.as_deref().unwrap_or(data);
+        let mut state = self.state();
+        for number in 0..data.len() / BLOCK_BYTES {
+            state.unflushed.remove(&(offset + (number * BLOCK_BYTES) as u64));
+        }
+        self.inner.write_at(offset, data)?;
         drop(state);
         self.inner.flush()
     }
@@ -248,6 +268,16 @@ mod tests {
         device.flush().unwrap();
         assert_eq!([read(&inner, 4096), read(&inner, 8192)].concat(), [1; 8192]);
         assert_eq!(inner.unflushed_sectors(), []);
+    }
+
+    #[test]
+    fn a_durable_write_makes_no_other_durable() {
+        let (inner, device) = disk("lose-unflushed seed=1");
+        device.write_at(0, &[1; 8192]).unwrap();
+        device.write_durable_at(4096, &[2; 4096]).unwrap();
+        assert_eq!(read(&inner, 4096), [2; 4096]);
+        assert!(read(&inner, 0).contains(&0), "the write before it is still held back");
+        assert_eq!([read(&device, 0), read(&device, 4096)].concat(), [[1; 4096], [2; 4096]].concat());
     }
 
     #[test]

@@ -82,26 +82,6 @@ impl MemoryDevice {
         MemoryDevice { disk: Arc::new(Mutex::new(self.with(|disk| disk.clone()))), bytes: self.bytes }
     }
 
-    /// Writes, and makes this write durable but none before it, as a disk does with FUA.
-    pub fn write_through(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        check_range(offset, data.len(), self.bytes)?;
-        self.with(|disk| {
-            disk.current.write(offset, data);
-            disk.durable.write(offset, data);
-            // Older writes of the same bytes are superseded, whether they would have survived or not.
-            let end = offset + data.len() as u64;
-            for older in &mut disk.unflushed {
-                let start = offset.max(older.offset);
-                let stop = end.min(older.offset + older.data.len() as u64);
-                if start < stop {
-                    let new = &data[(start - offset) as usize..(stop - offset) as usize];
-                    older.data[(start - older.offset) as usize..(stop - older.offset) as usize].copy_from_slice(new);
-                }
-            }
-        });
-        Ok(())
-    }
-
     /// Sectors of every unflushed write, in order: what a [`CrashChoice`] is asked about.
     pub fn unflushed_sectors(&self) -> Vec<usize> {
         self.with(|disk| disk.unflushed.iter().map(|write| write.data.len() / SECTOR_BYTES).collect())
@@ -165,6 +145,26 @@ impl Device for MemoryDevice {
         });
         Ok(())
     }
+
+    /// As a disk does with FUA: no write before it becomes durable by it.
+    fn write_durable_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        check_range(offset, data.len(), self.bytes)?;
+        self.with(|disk| {
+            disk.current.write(offset, data);
+            disk.durable.write(offset, data);
+            // Older writes of the same bytes are superseded, whether they would have survived or not.
+            let end = offset + data.len() as u64;
+            for older in &mut disk.unflushed {
+                let start = offset.max(older.offset);
+                let stop = end.min(older.offset + older.data.len() as u64);
+                if start < stop {
+                    let new = &data[(start - offset) as usize..(stop - offset) as usize];
+                    older.data[(start - older.offset) as usize..(stop - older.offset) as usize].copy_from_slice(new);
+                }
+            }
+        });
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -196,10 +196,10 @@ mod tests {
     }
 
     #[test]
-    fn a_write_through_is_durable_alone_and_outlives_older_writes() {
+    fn a_durable_write_is_durable_alone_and_outlives_older_writes() {
         let device = MemoryDevice::new(1 << 20);
         device.write_at(0, &[1; 8192]).unwrap();
-        device.write_through(4096, &[2; 4096]).unwrap();
+        device.write_durable_at(4096, &[2; 4096]).unwrap();
         let lost = device.fork();
         lost.crash(|_, _| false);
         assert_eq!((read(&lost, 0), read(&lost, 4096)), (vec![0; 4096], vec![2; 4096]));

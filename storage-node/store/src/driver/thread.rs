@@ -109,12 +109,8 @@ impl Shared {
                 self.device.read_at(*offset, &mut buffer)?;
                 return Ok(buffer.into_bytes());
             }
-            DeviceOp::Write { offset, data, durable, .. } => {
-                self.device.write_at(*offset, data)?;
-                if *durable {
-                    self.device.flush()?;
-                }
-            }
+            DeviceOp::Write { offset, data, durable: true, .. } => self.device.write_durable_at(*offset, data)?,
+            DeviceOp::Write { offset, data, durable: false, .. } => self.device.write_at(*offset, data)?,
             DeviceOp::Flush { .. } => self.device.flush()?,
         }
         Ok(Bytes::new())

@@ -169,3 +169,53 @@ fn the_kernel_is_asked_for_what_it_offers_and_no_more() {
     reply(&mut session, &init(36, init_flags::INIT_EXT as u32, 0));
     assert!(!session.resends());
 }
+
+/// SplitMix64.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[test]
+fn whatever_is_asked_only_what_fits_the_volume_reaches_it_and_each_is_answered_once() {
+    let geometry = Geometry::new(SIZE, 4096).unwrap();
+    let (mut session, mut seed, mut waiting) = (session(), 1, Vec::new());
+    let (mut passed, mut answered) = (0, 0);
+    for _ in 0..50_000 {
+        let dice = random(&mut seed);
+        let opcodes = [15u32, 16, 43, 20, 26, 1, 3, 36, dice as u32 >> 8];
+        let opcode = opcodes[dice as usize % opcodes.len()];
+        let near = |at: u64| [0, 4096, SIZE - 4096, SIZE, 512, u64::MAX, at][at as usize % 7];
+        let lengths = [4096, 1 << 20, (1 << 20) + 4096, 1 << 30, u64::from(u32::MAX)];
+        let length = lengths[random(&mut seed) as usize % lengths.len()];
+        let mut body = fields(&[FILE_NODE, near(random(&mut seed)), length, random(&mut seed) % 20, 0]);
+        if opcode == 16 && length <= 1 << 20 {
+            body.put_bytes(1, length as usize);
+        }
+        body.truncate(body.len().saturating_sub(if dice >> 40 & 15 == 0 {
+            (random(&mut seed) % 48) as usize
+        } else {
+            0
+        }));
+        let whole = request(opcode, random(&mut seed) % 1000, FILE_NODE, &body);
+        let length = if dice >> 44 & 31 == 0 { random(&mut seed) as usize % whole.len() } else { whole.len() };
+        if let Ok(Input::Requests(requests)) = session.on_request(&whole.slice(..length)) {
+            passed += 1;
+            assert!(!requests.is_empty());
+            for request in &requests {
+                assert_eq!(geometry.check(&request.operation), Ok(()));
+            }
+            waiting.extend(requests);
+        }
+        while waiting.len() > 64 {
+            let request = waiting.swap_remove(random(&mut seed) as usize % waiting.len());
+            answered += u32::from(session.on_completion(done(&request)).is_some());
+        }
+    }
+    answered += waiting.iter().filter(|request| session.on_completion(done(request)).is_some()).count() as u32;
+    assert!(passed > 5_000, "{passed}");
+    assert_eq!((answered, session.outstanding()), (passed, 0));
+}

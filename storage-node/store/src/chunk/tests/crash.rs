@@ -22,6 +22,22 @@ fn prepared(seed: u64) -> Machine {
 
 #[test]
 fn a_crash_at_any_operation_of_a_checkpoint_is_recoverable() {
+    crash_at_any_operation_of_a_checkpoint();
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn a_planted_checkpoint_that_does_not_flush_its_slots_is_found() {
+    use holdfast_planted::{Bug, plant};
+
+    plant(Some(Bug::SkipSlotFlush));
+    let failure = std::panic::catch_unwind(crash_at_any_operation_of_a_checkpoint);
+    // The thread may serve another test.
+    plant(None);
+    failure.expect_err("the bug is not found");
+}
+
+fn crash_at_any_operation_of_a_checkpoint() {
     let mut ends = (0, 0);
     for survives in 0..12 {
         // Until the checkpoint is done after fewer completions.

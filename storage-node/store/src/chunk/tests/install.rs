@@ -316,8 +316,8 @@ fn tombstones_forgotten_too_early_are_caught_by_the_hash() {
 #[cfg(feature = "planted")]
 #[test]
 fn a_delta_taken_without_its_hash_is_noticed() {
-    crate::planted::plant(Some(crate::planted::Bug::InstallAnyMap));
+    holdfast_planted::plant(Some(holdfast_planted::Bug::InstallAnyMap));
     let outcome = without_one_slot(0);
-    crate::planted::plant(None);
+    holdfast_planted::plant(None);
     assert_eq!(outcome, Ok(()), "the check is what refuses it");
 }

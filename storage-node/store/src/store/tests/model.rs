@@ -233,7 +233,7 @@ impl Run {
                 self.device.write_at(offset, &data).unwrap();
                 observe(self);
                 if durable {
-                    self.device.write_through(offset, &data).unwrap();
+                    self.device.write_durable_at(offset, &data).unwrap();
                 }
             }
             DeviceOp::Flush { .. } => self.device.flush().unwrap(),

@@ -102,7 +102,7 @@ impl<'a> Chain<'a> {
             }
         }
         self.nodes.reverse();
-        if crate::planted::truncate_at_bad_checksum() {
+        if holdfast_planted::is(holdfast_planted::Bug::TruncateAtBadChecksum) {
             let intact = self.nodes.iter().position(|node| !matches!(node, Node::Whole { .. }));
             self.nodes.truncate(intact.unwrap_or(self.nodes.len()));
         }

@@ -5,20 +5,21 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use holdfast_block::Geometry;
 use holdfast_consensus::Timestamp;
 use holdfast_id::VolumeId;
 use holdfast_protocol::session::{Formatted, HOLDER_BYTES_MAX, Instance, Reply};
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
-use holdfast_transport::pki::{Identity, PkiError, Roots};
-use holdfast_transport::{Options, PeerRole, Transport, TransportError, Versions};
+use holdfast_transport::pki::PkiError;
+use holdfast_transport::{Options, Transport, TransportError, Versions};
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock;
 use crate::config::{AgentConfig, VolumeSpec};
 use crate::control::{self, Code, Command, ControlConnection, Failure, VolumeState, VolumeStatus};
+use crate::credentials::{self, Credentials};
 use crate::device::{self, Device, Devices, KEEPER};
 use crate::keeper_link::{KeeperLinkError, Left};
 use crate::loop_device;
@@ -105,6 +106,7 @@ pub struct Agent {
     poll: Poll,
     peers: Peers,
     recorder: Recorder,
+    credentials: Credentials,
     /// `None` where no volume can be a device.
     devices: Option<Devices>,
     /// When a lost keeper is started again.
@@ -140,11 +142,10 @@ impl Agent {
         if !(1..=HOLDER_BYTES_MAX).contains(&config.holder.len()) {
             return Err(AgentError::Holder(config.holder.len()));
         }
-        let identity = Identity::load(&config.identity.certificate, &config.identity.key)?;
-        let roots = Roots::load(&config.identity.roots)?;
-        identity.check(PeerRole::Agent, &roots, SystemTime::now())?;
+        let (identity, roots) = credentials::load(&config.identity)?;
         let poll = Poll::new().map_err(AgentError::Loop)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(AgentError::Loop)?);
+        let credentials = Credentials::watch(config.identity, waker.clone()).map_err(AgentError::Loop)?;
         let (recorder, records) = Recorder::open(&config.state_directory, waker.clone())?;
         let mut control = ServerSocket::bind(&config.control_socket)?;
         let mut shutdown = mio::net::UnixStream::from_std({
@@ -163,6 +164,7 @@ impl Agent {
             poll,
             peers: Peers::new(transport, config.sockets),
             recorder,
+            credentials,
             devices: config.keeper.map(|keeper| Devices::new(keeper, waker)),
             keeper_due: None,
             records,
@@ -325,6 +327,9 @@ impl Agent {
     /// Does everything that is due; true where there is more to do at once.
     fn turn(&mut self, now: Timestamp) -> bool {
         self.peers.on_deadline(now);
+        if let Some((identity, roots)) = self.credentials.take() {
+            self.peers.set_identity(identity, roots);
+        }
         while let Some(recorded) = self.recorder.poll() {
             self.dirty.insert(recorded.volume);
             if let Some(volume) = self.volumes.get_mut(&recorded.volume) {

@@ -19,6 +19,7 @@ mod agent;
 mod clock;
 mod config;
 mod control;
+mod credentials;
 mod device;
 mod gap;
 mod keeper;

@@ -8,6 +8,7 @@ use holdfast_consensus::Timestamp;
 use holdfast_id::NodeId;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::socket_name;
+use holdfast_transport::pki::{Identity, Roots};
 use holdfast_transport::{Class, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent};
 
 use crate::config::{Address, NodeAddress};
@@ -60,6 +61,14 @@ fn since_boot(now: Timestamp) -> Duration {
 impl Peers {
     pub fn new(transport: Transport, sockets: Option<PathBuf>) -> Peers {
         Peers { transport, sockets, peers: BTreeMap::new(), by_connection: BTreeMap::new(), events: VecDeque::new() }
+    }
+
+    /// Connections from now on show and trust these.
+    pub fn set_identity(&mut self, identity: Identity, roots: Roots) {
+        match self.transport.set_identity(identity, roots) {
+            Ok(()) => tracing::info!("the certificates were replaced: new connections use them"),
+            Err(error) => tracing::error!(%error, "the certificates in the folder cannot be used"),
+        }
     }
 
     pub fn is_connected(&self, node: NodeId) -> bool {

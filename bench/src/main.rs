@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod failover;
 mod fio;
 mod jobs;
 mod processes;
@@ -46,6 +47,12 @@ struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Kill and stop nodes under a verified load instead, two minutes, and tell the longest gaps
+    #[arg(long)]
+    failover: bool,
+    /// MiB/s that `--failover` writes at most
+    #[arg(long, requires = "failover")]
+    rate_mib: Option<u64>,
 }
 
 fn main() -> Result<()> {
@@ -59,6 +66,9 @@ fn main() -> Result<()> {
         Some(dir) => builder.tempdir_in(dir)?,
         None => builder.tempdir()?,
     };
+    if arguments.failover {
+        return failover::run(dir.path(), &arguments.holdfast, arguments.size_mib, arguments.rate_mib);
+    }
     let local = Local::start(dir.path());
     let nbdkit = Nbdkit::start(dir.path(), arguments.size_mib)?;
     let volume = Volume::start(dir.path(), &arguments.holdfast, arguments.size_mib)?;

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 
 use crate::processes::{Process, resident_mib, with_argument};
 
@@ -139,12 +140,35 @@ impl Volume {
         processes.into_iter().map(|process| Ok((process.name, resident_mib(process.pid)?))).collect()
     }
 
-    fn holdfast(&self, arguments: &[&str]) -> Result<()> {
+    /// The names of the nodes.
+    pub fn nodes(&self) -> Result<Vec<String>> {
+        let file = self.file()?;
+        let nodes = file["nodes"].as_array().context("nodes")?.iter();
+        nodes.map(|node| Ok(node["name"].as_str().context("a name")?.to_owned())).collect()
+    }
+
+    pub fn pid(&self, name: &str) -> Result<u64> {
+        let file = self.file()?;
+        let node = file["nodes"].as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == name));
+        node.and_then(|node| node["pid"].as_u64()).filter(|pid| *pid > 1).with_context(|| format!("{name} runs not"))
+    }
+
+    /// The volume as `volume get` shows it.
+    pub fn seen(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&self.holdfast(&["volume", "get", "bench", "--json"])?)?)
+    }
+
+    fn file(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&std::fs::read_to_string(self.dir.join("cluster.json"))?)?)
+    }
+
+    /// What it prints.
+    fn holdfast(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.holdfast);
-        command.arg("--cluster").arg(&self.dir).args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        let status = command.status().with_context(|| self.holdfast.display().to_string())?;
-        ensure!(status.success(), "holdfast {}: {status}", arguments.join(" "));
-        Ok(())
+        command.arg("--cluster").arg(&self.dir).args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit());
+        let output = command.output().with_context(|| self.holdfast.display().to_string())?;
+        ensure!(output.status.success(), "holdfast {}: {}", arguments.join(" "), output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
 

@@ -13,7 +13,7 @@ use holdfast_transport::pki::{Identity, Roots};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::dev::layout::ClusterFile;
+use crate::dev::layout::{ClusterFile, NodeEntry};
 
 /// One call; creating a volume waits for its copies.
 const CALL_WITHIN: Duration = Duration::from_secs(40);
@@ -33,6 +33,10 @@ impl Cluster {
         let identity = Identity::load(&pki.join("admin.pem"), &pki.join("admin.key"))?;
         let roots = Roots::load(&pki.join("ca.pem"))?;
         Ok(Cluster { file, tls: TlsConfigs::new(&identity, &roots).context("certificates make no TLS configuration")? })
+    }
+
+    pub fn nodes(&self) -> &[NodeEntry] {
+        &self.file.nodes
     }
 
     pub async fn node(&self, address: &str) -> Result<NodeClient<Channel>> {

@@ -6,6 +6,7 @@ mod demo;
 mod dev;
 mod device;
 mod disk;
+mod health;
 mod nbd_client;
 mod node;
 mod show;

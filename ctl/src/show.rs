@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Explain, Format, Subject};
 use crate::client::{Cluster, block_on};
+use crate::health;
 
 pub fn open(cluster: Option<PathBuf>) -> Result<Cluster> {
     Cluster::open(&cluster.context("which cluster? say --cluster DIR, the folder given to `dev up`")?)
@@ -65,6 +66,7 @@ pub fn volume_json(volume: &v1::Volume) -> Value {
                 "flushed": replica.flushed_index,
                 "applied": replica.applied_index,
                 "healthy": replica.healthy,
+                "repair": replica.repair.as_ref().map(health::repair_json),
                 "rebuild": replica.rebuild.as_ref().map(rebuild_json),
                 "reason": replica.reason.as_ref().map(reason_json),
             })
@@ -220,6 +222,7 @@ fn node_json(node: &v1::ClusterNode) -> Value {
                 "freeBytes": disk.free_bytes,
                 "placedBytes": disk.placed_bytes,
                 "replicas": disk.replicas,
+                "health": disk.health.as_ref().map(health::disk_json),
             })
         })
         .collect();
@@ -300,11 +303,17 @@ pub fn explain(cluster: Option<PathBuf>, options: Explain) -> Result<()> {
         Subject::Node { name } => (v1::SubjectKind::Node, name),
     };
     let request = v1::ExplainRequest { kind: kind.into(), name };
-    let reasons = block_on(cluster.call(|mut client| {
-        let request = request.clone();
-        async move { client.explain(request).await }
-    }))?
-    .reasons;
+    let reasons = block_on(async {
+        let explained = cluster.call(|mut client| {
+            let request = request.clone();
+            async move { client.explain(request).await }
+        });
+        match explained.await {
+            Ok(response) => Ok(response.reasons),
+            // Without a leader of the metadata plane each node still knows itself.
+            Err(error) => health::ask_each(&cluster, error).await,
+        }
+    })?;
     if options.json {
         return print_json(&Value::Array(reasons.iter().map(reason_json).collect()));
     }

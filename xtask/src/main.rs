@@ -46,7 +46,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-    /// Measure a volume beside the local disk and nbdkit, built for release: `--seconds N`, `--only "write 4k"`, `--json`
+    /// Measure a volume beside the local disk and nbdkit, built for release: `--seconds N`, `--only "write 4k"`, `--json`;
+    /// or nodes killed and stopped under a verified load: `--failover`
     Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,

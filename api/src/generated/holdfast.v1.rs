@@ -28,6 +28,77 @@ pub struct NodeAddress {
     #[prost(string, tag = "3")]
     pub api_address: ::prost::alloc::string::String,
 }
+/// What of a replica's blocks its disk had lost, since its node was started.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RepairStatus {
+    /// Slots of sixteen blocks of 4 KiB in which something was found corrupt.
+    #[prost(uint64, tag = "1")]
+    pub corrupt_slots: u64,
+    /// Blocks taken from other replicas in place of corrupt ones.
+    #[prost(uint64, tag = "2")]
+    pub repaired_blocks: u64,
+    /// Slots asked for and not repaired yet.
+    #[prost(uint64, tag = "3")]
+    pub pending_slots: u64,
+    /// Slots some of whose blocks no replica has any more: reads of those fail until they are written again.
+    #[prost(uint64, tag = "4")]
+    pub lost_slots: u64,
+    /// The first of them; it covers the 64 KiB from this number times 65,536 on. Zero where there is none, too.
+    #[prost(uint64, tag = "5")]
+    pub first_lost_slot: u64,
+    /// Copies of other replicas that contradicted the map here; anything but zero is a bug worth reporting.
+    #[prost(uint64, tag = "6")]
+    pub mismatches: u64,
+    /// Node that the last repair came from; empty: there was none.
+    #[prost(string, tag = "7")]
+    pub last_from_node_id: ::prost::alloc::string::String,
+    /// How long ago that was, in nanoseconds.
+    #[prost(uint64, tag = "8")]
+    pub last_ago_ns: u64,
+    /// Byte of the volume where the 64 KiB slot repaired last begins.
+    #[prost(uint64, tag = "9")]
+    pub last_offset: u64,
+}
+/// What was found broken on a disk since its node was started, and what became of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DiskHealth {
+    /// Blocks that did not match their checksums or could not be read, each time they were met.
+    #[prost(uint64, tag = "1")]
+    pub corrupt_blocks: u64,
+    /// Pages of maps of which the same is true.
+    #[prost(uint64, tag = "2")]
+    pub corrupt_pages: u64,
+    /// Headers and states of groups of which the same is true; they are written again from memory.
+    #[prost(uint64, tag = "3")]
+    pub corrupt_headers: u64,
+    /// Read operations that the device failed.
+    #[prost(uint64, tag = "4")]
+    pub read_errors: u64,
+    /// Blocks taken from other replicas in place of corrupt ones.
+    #[prost(uint64, tag = "5")]
+    pub repaired_blocks: u64,
+    /// Groups whose log was damaged when the disk was opened, or before and not healed since.
+    #[prost(uint64, tag = "6")]
+    pub log_damaged_groups: u64,
+    /// Those of them that may not vote yet: they follow a leader, or wait for one.
+    #[prost(uint64, tag = "7")]
+    pub log_following_groups: u64,
+    /// Nanoseconds since the last of them was whole again; zero: not yet, or there was none.
+    #[prost(uint64, tag = "8")]
+    pub log_whole_ago_ns: u64,
+    /// A scrub is reading the disk.
+    #[prost(bool, tag = "9")]
+    pub scrub_running: bool,
+    /// Bytes read by the pass under way, or the last one.
+    #[prost(uint64, tag = "10")]
+    pub scrub_bytes: u64,
+    /// Passes that ended since the start.
+    #[prost(uint64, tag = "11")]
+    pub scrub_passes: u64,
+    /// Nanoseconds since the last of them ended; zero: there was none.
+    #[prost(uint64, tag = "12")]
+    pub scrub_last_ago_ns: u64,
+}
 /// How a copy was, or is being, brought up by the parts that differ.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Rebuild {
@@ -345,6 +416,9 @@ pub struct DiskStatus {
     /// Those of them that lead.
     #[prost(uint32, tag = "10")]
     pub leaders: u32,
+    /// What was found broken on it; absent until it is formatted.
+    #[prost(message, optional, tag = "20")]
+    pub health: ::core::option::Option<DiskHealth>,
 }
 /// The node's replica of the metadata group.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -461,6 +535,12 @@ pub struct LocalReplica {
     /// Rebuilds that it serves as leader, and the last one of each replica since it leads.
     #[prost(message, repeated, tag = "21")]
     pub rebuilds: ::prost::alloc::vec::Vec<Rebuild>,
+    /// What of its blocks was lost and repaired.
+    #[prost(message, optional, tag = "22")]
+    pub repair: ::core::option::Option<RepairStatus>,
+    /// False after damage of the log, until it has followed an elected leader to the end of its log.
+    #[prost(bool, tag = "23")]
+    pub may_vote: bool,
 }
 /// Generated client implementations.
 pub mod node_client {
@@ -1104,6 +1184,9 @@ pub struct ClusterDisk {
     /// Replicas of volumes placed on it, also those being deleted.
     #[prost(uint32, tag = "6")]
     pub replicas: u32,
+    /// What was found broken on it; absent where its node did not answer.
+    #[prost(message, optional, tag = "20")]
+    pub health: ::core::option::Option<DiskHealth>,
 }
 /// Asks for every node.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1206,6 +1289,9 @@ pub struct ReplicaStatus {
     /// Its rebuild under way, or the last one since the leader leads; absent in lists and where there was none.
     #[prost(message, optional, tag = "20")]
     pub rebuild: ::core::option::Option<Rebuild>,
+    /// What of its blocks was lost and repaired; absent in lists and where its node did not answer.
+    #[prost(message, optional, tag = "21")]
+    pub repair: ::core::option::Option<RepairStatus>,
 }
 /// The volume wanted.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -215,6 +215,10 @@ impl Cluster {
         pids[0]
     }
 
+    pub fn agent_log(&self, agent: &str) -> String {
+        fs::read_to_string(self.dir().join("agents").join(agent).join("agent.log")).unwrap_or_default()
+    }
+
     pub fn agents(&self, agent: &str) -> Vec<u32> {
         processes_naming(&self.dir().join("agents").join(agent))
     }

@@ -13,4 +13,5 @@ mod nbd;
 mod power_loss;
 mod rebuild;
 mod refusals;
+mod rot;
 mod workload;

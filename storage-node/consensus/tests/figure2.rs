@@ -452,3 +452,39 @@ fn leaders_4_commit_older_terms_only_under_an_own_entry_section_5_4_2() {
     bench.acknowledge(2, 4, 3, 3);
     assert_eq!(bench.committed(), 3);
 }
+
+// What is ours: a replica whose state is being replaced by another's, beside the steps above.
+
+#[test]
+fn a_replica_that_is_being_installed_votes_by_its_log_and_does_not_stand() {
+    let mut bench = Bench::new(&[1, 2, 3], &[1, 2], 3);
+    let now = bench.now;
+    bench.node.raft.set_installing(now, true);
+    assert_eq!(bench.node.raft.deadline(), None, "it does not stand");
+    bench.hear(2, 3, MessageBody::TransferNow);
+    assert_eq!(bench.standing(), Standing::Follower, "not when asked to either");
+    assert_eq!(bench.vote(2, 4, (1, 9)), Some(false), "its log is longer");
+    assert_eq!(bench.vote(3, 5, (2, 2)), Some(true));
+    bench.node.raft.set_installing(now, false);
+    bench.time_out();
+    assert_eq!(bench.standing(), Standing::PreCandidate);
+}
+
+#[test]
+fn a_log_that_was_given_up_gives_no_vote_until_a_leader_was_caught_up_with() {
+    let mut bench = Bench::new(&[1, 2, 3], &[1, 2], 3);
+    let now = bench.now;
+    bench.node.raft.set_installing(now, true);
+    bench.node.raft.forget_log(now);
+    bench.flush();
+    assert_eq!((bench.terms(), bench.node.raft.may_vote()), (vec![], false));
+    assert_eq!(bench.vote(2, 4, (2, 2)), None);
+    // The state at 2, of term 2, is installed; what follows it is taken, and with a commit of the term it is whole.
+    let base = Position { term: Term(2), index: LogIndex(2) };
+    bench.node.disk.compact(base, configuration(&[1, 2, 3], &[]));
+    bench.node.raft.set_installing(now, false);
+    bench.node.call(|raft, liveness| raft.on_delta_installed(now, liveness, base, configuration(&[1, 2, 3], &[])));
+    assert_eq!(bench.append(4, (2, 2), 3, entries(3, &[4])), Some((AppendResult::Submitted(LogIndex(3)), 4)));
+    assert!(bench.node.raft.may_vote());
+    assert_eq!(bench.committed(), 3);
+}

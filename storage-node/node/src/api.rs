@@ -3,6 +3,7 @@
 mod cluster;
 mod convert;
 mod credentials;
+mod health;
 mod node;
 
 use std::collections::BTreeMap;

@@ -155,6 +155,13 @@ impl Rim {
         let wake = Arc::new(move || drop(waker.wake()));
         let peers = Peers::open(&self.config.dir, self.node, wake)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
+        let damaged = shard.report().log_damage.groups;
+        if damaged > 0 {
+            tracing::warn!(
+                damaged,
+                "the log was damaged: copies on this disk do not vote before they have followed an elected leader"
+            );
+        }
         self.live = Some(Live {
             shard,
             transport,
@@ -364,7 +371,8 @@ impl Live {
             let class = match message {
                 PeerMessage::Heartbeat { .. } | PeerMessage::HeartbeatReply { .. } => Class::Control,
                 PeerMessage::Raft { .. } | PeerMessage::Control { .. } => Class::Data,
-                PeerMessage::Delta { .. } => Class::Bulk,
+                PeerMessage::RepairRequest { .. } => Class::Data,
+                PeerMessage::Delta { .. } | PeerMessage::RepairReply { .. } => Class::Bulk,
             };
             match self.transport.send(connection, class, into_frame(message.encode())) {
                 // Who needs an answer sends again.

@@ -23,4 +23,20 @@ pub enum PeerMessage {
     Control { body: Bytes },
     /// Rebuild traffic, encoded by the replica layer.
     Delta { group: GroupId, from: ReplicaId, to: ReplicaId, meta: Bytes, payload: Bytes },
+    /// What does this replica have in slot `slot`? The sender has lost some of it.
+    RepairRequest { group: GroupId, from: ReplicaId, to: ReplicaId, slot: u64 },
+    /// The answer; `copy` is `None` where this replica cannot tell now.
+    RepairReply { group: GroupId, from: ReplicaId, to: ReplicaId, slot: u64, copy: Option<SlotCopy> },
+}
+
+/// A slot as a replica has it after all entries up to `index`, and none above it. Bit i stands for block i.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotCopy {
+    pub index: u64,
+    /// Blocks that hold data; others are zero, unless bad.
+    pub present: u16,
+    /// Blocks that this replica cannot read either.
+    pub bad: u16,
+    /// The blocks present and not bad, in order.
+    pub data: Bytes,
 }

@@ -53,7 +53,7 @@ fn replica(number: u8) -> ReplicaId {
 
 fn state(index: u64) -> GroupState {
     // Longer than one chunk at times.
-    let bytes = if index % 3 == 0 { 300_000 } else { 100 };
+    let bytes = if index.is_multiple_of(3) { 300_000 } else { 100 };
     let state = index.to_le_bytes().into_iter().cycle().take(bytes).collect::<Vec<u8>>().into();
     GroupState { hard_state: Bytes::from_static(b"hard"), position: Bytes::new(), state }
 }
@@ -516,4 +516,26 @@ fn a_second_rebuild_copies_only_what_changed_since() {
     assert!(first.len() > 10, "{first:?}");
     assert!(second.iter().all(|(_, index)| *index > before) && second.contains(&(0, before + 1)), "{second:?}");
     run.check_equal();
+}
+
+#[test]
+fn a_group_without_blocks_is_rebuilt_by_its_state_alone() {
+    let mut run = Run::new(1);
+    // As the metadata group: entries change the state, and nothing of a map.
+    (run.sender, run.receiver) = (Machine::new(1), Machine::new(2));
+    for _ in 0..9 {
+        run.sender.apply(Mutation::Zero { first_block: 0, count: 1, discard: true });
+    }
+    run.sender.checkpoint();
+    let frozen = run.sender.store.freeze(group()).unwrap();
+    let id = RebuildId { term: Term(1), number: 1 };
+    let position = Position { term: Term(1), index: LogIndex(frozen.index) };
+    let sender = Sender::new(id, frozen.id, position, frozen.hash.unwrap(), state(frozen.index).state, run.now);
+    run.sending = Some((sender, frozen));
+    for _ in 0..2_000 {
+        run.step(false);
+    }
+    assert_eq!((run.receiver.checkpointed, run.copied.len()), (9, 0));
+    run.receiver.crash(&mut run.random);
+    assert_eq!((run.receiver.checkpointed, run.receiver.installing), (9, 0));
 }

@@ -1,5 +1,7 @@
 //! What the control API asks of a shard, and what it answers.
 
+use std::time::Duration;
+
 use holdfast_consensus::{LogIndex, Standing, Term};
 use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{FoundError, Founder};
@@ -9,6 +11,7 @@ use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_protocol::session::Epoch;
 use holdfast_replica::rebuild::RebuildProgress;
+use holdfast_store::chunk::Counters;
 use holdfast_store::group::Usage;
 
 #[derive(Clone, Debug)]
@@ -77,6 +80,10 @@ pub struct ShardReport {
     pub volumes: Vec<VolumeReport>,
     /// Groups of which the disk holds nothing usable but the name, and why.
     pub damaged: Vec<(GroupId, String)>,
+    /// What was found broken since the start, and what was repaired.
+    pub counters: Counters,
+    pub log_damage: LogDamageReport,
+    pub scrub: ScrubReport,
     /// Nodes that share a group with this one: connected, suspected.
     pub peers: Vec<(NodeId, bool, bool)>,
 }
@@ -94,6 +101,8 @@ pub struct ReplicaReport {
     pub committed: LogIndex,
     pub applied: LogIndex,
     pub checkpointed: LogIndex,
+    /// False after damage of the log, until the replica has followed an elected leader to its end.
+    pub may_vote: bool,
     /// It is being rebuilt, and applies nothing meanwhile.
     pub rebuilding: bool,
     pub voters: usize,
@@ -114,4 +123,51 @@ pub struct VolumeReport {
     pub lagging: Vec<ReplicaId>,
     /// Rebuilds that this replica serves, and the last one of each peer since it leads.
     pub rebuilds: Vec<(ReplicaId, RebuildProgress)>,
+    pub repair: RepairReport,
+}
+
+/// What the disk had lost of a group's blocks, since the start of the process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepairReport {
+    /// Slots of sixteen blocks in which something was found corrupt.
+    pub corrupt_slots: u64,
+    pub repaired_blocks: u64,
+    /// Copies of other replicas that contradicted the map here. Never, unless a program is wrong somewhere.
+    pub mismatches: u64,
+    /// Asked for and not repaired yet.
+    pub pending_slots: u64,
+    /// Slots some of whose blocks no replica has any more.
+    pub lost_slots: Vec<u64>,
+    pub last: Option<LastRepair>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LastRepair {
+    pub from: NodeId,
+    pub ago: Duration,
+    pub first_block: u64,
+}
+
+/// Logs that were not whole when the disk was opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogDamageReport {
+    /// Groups whose log this start found damaged.
+    pub found: Vec<GroupId>,
+    /// Groups that did not vote after this start, also for damage that an earlier one had found.
+    pub groups: u64,
+    /// Of them, those that still follow a leader, or wait for one.
+    pub following: Vec<GroupId>,
+    /// Since the last of them became whole.
+    pub whole_ago: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScrubReport {
+    pub running: bool,
+    /// Passes ended since the start.
+    pub passes: u64,
+    /// Read by the pass under way, or the last one.
+    pub bytes: u64,
+    /// How long ago the last pass ended, how long it took, and what it read.
+    pub last: Option<(Duration, Duration, u64)>,
 }

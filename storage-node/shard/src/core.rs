@@ -49,6 +49,15 @@ pub(crate) enum ReadPurpose {
     },
 }
 
+/// A read of the store under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PendingRead {
+    pub(crate) group: GroupId,
+    pub(crate) first_block: u64,
+    pub(crate) count: u32,
+    pub(crate) purpose: ReadPurpose,
+}
+
 /// The leadership was lost before an answer was known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct NotLeader;
@@ -84,7 +93,7 @@ pub(crate) struct Core {
     pub(crate) effects: Effects,
     pub(crate) permits: Permits,
     /// Reads of the store under way.
-    pub(crate) reads: BTreeMap<u64, (GroupId, ReadPurpose)>,
+    pub(crate) reads: BTreeMap<u64, PendingRead>,
     /// Groups whose deadline may have moved in this step.
     pub(crate) touched: BTreeSet<GroupId>,
     /// Resizes that volumes have applied, or lost with their leadership, by the metadata plane's token.
@@ -171,6 +180,11 @@ impl Core {
         self.operations > 0 && self.now.since(self.progress_at) >= DISK_STALLED_AFTER
     }
 
+    /// Somebody uses the disk.
+    pub(crate) fn disk_is_busy(&self) -> bool {
+        self.operations > 0
+    }
+
     pub(crate) fn next_token(&mut self) -> u64 {
         self.next_token += 1;
         self.next_token
@@ -178,14 +192,15 @@ impl Core {
 
     pub(crate) fn read(&mut self, group: GroupId, first_block: u64, count: u32, purpose: ReadPurpose) {
         let token = self.next_token();
-        self.reads.insert(token, (group, purpose));
+        self.reads.insert(token, PendingRead { group, first_block, count, purpose });
         self.store.read(group, first_block, count, token);
     }
 
     /// Asks the store for what a rebuild needs.
     pub(crate) fn fetch(&mut self, group: GroupId, request: u64, fetch: Fetch) {
         let token = self.next_token();
-        self.reads.insert(token, (group, ReadPurpose::Rebuild { request }));
+        let purpose = ReadPurpose::Rebuild { request };
+        self.reads.insert(token, PendingRead { group, first_block: 0, count: 0, purpose });
         match fetch {
             Fetch::Changes { frozen, above, from_slot } => {
                 self.store.changed_since(group, frozen, above, from_slot, token);

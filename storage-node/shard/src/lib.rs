@@ -11,10 +11,17 @@ mod core;
 mod intents;
 mod machine;
 mod metadata_group;
+mod recovery;
+mod repair;
 mod report;
+mod scrub;
 mod shard;
 mod volume_group;
 
-pub use admin::{AdminError, AdminReply, AdminRequest, NewVolume, ReplicaReport, ShardReport, VolumeReport};
+pub use admin::{
+    AdminError, AdminReply, AdminRequest, LastRepair, LogDamageReport, NewVolume, RepairReport, ReplicaReport,
+    ScrubReport, ShardReport, VolumeReport,
+};
 pub use core::{ClientId, Effects, NodeAddress};
+pub use scrub::ScrubOptions;
 pub use shard::{Event, Shard, ShardError, ShardOptions};

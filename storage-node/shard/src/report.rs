@@ -71,6 +71,7 @@ impl Shard {
                 epoch: volume.epoch(),
                 holder: volume.attachment().map(|attachment| attachment.holder.to_string()),
                 lagging: lagging(&group.replica),
+                repair: self.repairs.report(group.replica.group(), self.core.now),
                 rebuilds: group.replica.rebuilds(),
             }
         });
@@ -83,6 +84,9 @@ impl Shard {
             catalogue_hash: self.metadata.as_ref().map(|group| group.catalogue().state_hash()),
             volumes: volumes.collect(),
             damaged: self.damaged.iter().map(|(group, reason)| (*group, reason.clone())).collect(),
+            counters: self.core.store.counters(),
+            log_damage: self.recovery.report(self.core.now),
+            scrub: self.scrub.report(self.core.now),
             peers: peers
                 .map(|node| (*node, self.core.connected.contains(node), self.core.pairs.is_suspected(*node)))
                 .collect(),
@@ -110,6 +114,7 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         committed: status.committed,
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
+        may_vote: status.may_vote,
         rebuilding: replica.installing(),
         voters: replica.directory().len(),
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),

@@ -14,17 +14,20 @@ use holdfast_protocol::session::{self, Reply, Request};
 use holdfast_replica::replica::{Answer, RestoreError, machine_state};
 use holdfast_replica::{Context, Replica, StateMachine, rebuild, wire};
 use holdfast_store::device::Device;
-use holdfast_store::group::{Damage, OpenError, RecoveredGroup, StoreEvent};
+use holdfast_store::group::{Damage, OpenError, ReadError, RecoveredGroup, StoreEvent};
 use holdfast_store::ops::{DeviceError, OpId};
 use holdfast_store::store::Store;
 use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
 use crate::admin::{AdminError, AdminReply, AdminRequest};
-use crate::core::{ClientId, Core, Effects, ReadPurpose};
+use crate::core::{ClientId, Core, Effects, PendingRead, ReadPurpose};
 use crate::intents::Orders;
 use crate::machine::VolumeMachine;
 use crate::metadata_group::MetadataGroup;
+use crate::recovery::LogRecovery;
+use crate::repair::Repairs;
+use crate::scrub::{ScrubOptions, Scrubbing};
 use crate::volume_group::VolumeGroup;
 
 /// Election timeouts are spread over this much beyond the lease.
@@ -68,12 +71,19 @@ pub struct ShardOptions {
     pub drift_ppm: u32,
     /// Spreads elections; the rim passes a random one.
     pub seed: u64,
+    pub scrub: ScrubOptions,
 }
 
 impl ShardOptions {
     /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
     pub const fn new(seed: u64) -> ShardOptions {
-        ShardOptions { heartbeat: Duration::from_millis(100), lease: Duration::from_millis(300), drift_ppm: 500, seed }
+        ShardOptions {
+            heartbeat: Duration::from_millis(100),
+            lease: Duration::from_millis(300),
+            drift_ppm: 500,
+            seed,
+            scrub: ScrubOptions::PRODUCT,
+        }
     }
 }
 
@@ -97,6 +107,9 @@ pub struct Shard {
     pub(crate) orders: Orders,
     /// Groups of which the disk holds nothing usable but the name, and why.
     pub(crate) damaged: BTreeMap<GroupId, String>,
+    pub(crate) repairs: Repairs,
+    pub(crate) scrub: Scrubbing,
+    pub(crate) recovery: LogRecovery,
     deadlines: BTreeSet<(Timestamp, GroupId)>,
     deadline_of: BTreeMap<GroupId, Timestamp>,
     stopping: bool,
@@ -200,6 +213,7 @@ impl Shard {
     pub fn open(options: ShardOptions, device: &dyn Device, now: Timestamp) -> Result<Shard, ShardError> {
         let (store, recovered) = Store::open(device)?;
         let boot = store.superblock().boot_epoch;
+        let found_damage = store.counters().corrupt_pages > 0;
         let ShardOptions { heartbeat, lease, drift_ppm, .. } = options;
         let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot });
         let core = Core::new(now, store, pairs);
@@ -210,6 +224,9 @@ impl Shard {
             metadata: None,
             orders: Orders::default(),
             damaged: BTreeMap::new(),
+            repairs: Repairs::default(),
+            scrub: Scrubbing::new(options.scrub, now, found_damage),
+            recovery: LogRecovery::default(),
             deadlines: BTreeSet::new(),
             deadline_of: BTreeMap::new(),
             stopping: false,
@@ -245,7 +262,8 @@ impl Shard {
     pub fn deadline(&self) -> Option<Timestamp> {
         let groups = self.deadlines.first().map(|(at, _)| *at);
         let metadata = self.metadata.as_ref().and_then(MetadataGroup::retry_at);
-        [groups, metadata, self.core.pairs.deadline(), self.core.idle_at()].into_iter().flatten().min()
+        let own = [self.core.pairs.deadline(), self.core.idle_at(), self.repairs.deadline(), self.scrub.deadline()];
+        [groups, metadata].into_iter().chain(own).flatten().min()
     }
 
     /// Takes what happened together, with the time sampled after the last of it, and returns what is to be done.
@@ -257,6 +275,10 @@ impl Shard {
         self.on_deadlines();
         self.on_pair_events();
         self.settle();
+        self.drive_repairs();
+        self.drive_scrub();
+        self.settle();
+        self.watch_recovery();
         if self.stopping {
             self.hand_over();
         }
@@ -277,6 +299,7 @@ impl Shard {
             }
             Event::PeerConnected(node) => {
                 self.core.connected.insert(node);
+                self.repairs.on_peer_connected(self.core.now);
                 self.each_group_on(node, |replica, context| replica.on_peer_connected(context, node));
                 if let Some(metadata) = &mut self.metadata {
                     metadata.on_peer_connected(node);
@@ -331,6 +354,12 @@ impl Shard {
             PeerMessage::Control { body } => self.on_control(from, &body),
             PeerMessage::Delta { group, from: sender, to, meta, payload } => {
                 self.with_group(group, |replica, context| replica.on_rebuild(context, sender, to, &meta, &payload));
+            }
+            PeerMessage::RepairRequest { group, from: sender, to, slot } => {
+                self.on_repair_request(from, group, sender, to, slot);
+            }
+            PeerMessage::RepairReply { group, from: sender, to, slot, copy } => {
+                self.on_repair_reply(group, sender, to, slot, copy);
             }
         }
     }
@@ -416,9 +445,15 @@ impl Shard {
                 quiet = false;
                 self.on_store_event(event);
             }
+            for event in self.core.store.take_repair_events() {
+                quiet = false;
+                self.on_repair_event(event);
+            }
             for answer in self.core.store.take_changes() {
                 quiet = false;
-                let Some((group, ReadPurpose::Rebuild { request })) = self.core.reads.remove(&answer.token) else {
+                let Some(PendingRead { group, purpose: ReadPurpose::Rebuild { request }, .. }) =
+                    self.core.reads.remove(&answer.token)
+                else {
                     continue;
                 };
                 let changes = Answer::Changes(answer.result);
@@ -455,18 +490,27 @@ impl Shard {
                 self.with_group(group, |replica, _| replica.on_checkpoint_wanted());
             }
             StoreEvent::Read { token, result } => {
-                let Some((group, purpose)) = self.core.reads.remove(&token) else { return };
-                if let ReadPurpose::Rebuild { request } = purpose {
+                let Some(mut read) = self.core.reads.remove(&token) else { return };
+                if let ReadPurpose::Rebuild { request } = read.purpose {
                     let slot = Answer::Slot(result);
-                    return self.with_group(group, |replica, context| replica.on_fetched(context, request, slot));
+                    return self.with_group(read.group, |replica, context| replica.on_fetched(context, request, slot));
                 }
-                if let Some(volume) = self.volumes.get_mut(&group) {
-                    self.core.touched.insert(group);
-                    volume.on_store_read(&mut self.core, purpose, result);
+                if let Err(ReadError::Corrupt { first_block, .. }) = result {
+                    match self.park_read(read, first_block) {
+                        Ok(()) => return,
+                        Err(failed) => read = failed,
+                    }
+                }
+                if let Some(volume) = self.volumes.get_mut(&read.group) {
+                    self.core.touched.insert(read.group);
+                    volume.on_store_read(&mut self.core, read.purpose, result);
                 }
             }
             StoreEvent::GroupCreated { group, .. } => self.on_group_created(group),
-            StoreEvent::GroupDeleted { group, replica } => self.on_group_deleted(group, replica),
+            StoreEvent::GroupDeleted { group, replica } => {
+                self.repairs.forget(group);
+                self.on_group_deleted(group, replica);
+            }
             StoreEvent::Failed { reason } => {
                 let groups: Vec<GroupId> = self.groups();
                 for group in groups {
@@ -510,6 +554,9 @@ impl Shard {
             self.damaged.insert(group, reason.clone());
             return Ok(());
         }
+        if let Some(Damage::Log { .. }) = &recovered.damage {
+            self.recovery.found.insert(group);
+        }
         let state = machine_state(&recovered)?;
         let unreadable = |reason: String| ShardError::State { group, reason };
         let options = self.raft_options(recovered.replica);
@@ -521,6 +568,9 @@ impl Shard {
             let volume = Volume::decode_state(&state).map_err(|error| unreadable(error.to_string()))?;
             let replica = Replica::restore(recovered, VolumeMachine { volume }, options, now)?;
             self.volumes.insert(group, VolumeGroup::new(replica));
+        }
+        if !self.is_whole(group) {
+            self.recovery.follow(group);
         }
         self.core.touched.insert(group);
         self.core.due.insert(group);

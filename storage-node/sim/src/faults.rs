@@ -42,6 +42,9 @@ pub enum FaultKind {
     /// A machine loses power, and something of its log has rotted when it comes back. One machine per run: what no
     /// other copy has cannot be repaired.
     RottenLog,
+    /// Blocks of the data rot or cannot be read any more, or writes of data are lost, spoiled or go astray. On the same
+    /// machine, for the same reason.
+    RottenData,
     /// An agent's process is killed; its next one resumes the epoch.
     AgentKill,
     /// A machine with an agent loses power; another one takes the volume over.
@@ -54,7 +57,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    pub const ALL: [FaultKind; 16] = [
+    pub const ALL: [FaultKind; 17] = [
         FaultKind::Kill,
         FaultKind::PowerLoss,
         FaultKind::PowerLossOfAll,
@@ -66,6 +69,7 @@ impl FaultKind {
         FaultKind::HungDisk,
         FaultKind::Drift,
         FaultKind::RottenLog,
+        FaultKind::RottenData,
         FaultKind::AgentKill,
         FaultKind::AgentLoss,
         FaultKind::TakeOver,
@@ -188,6 +192,7 @@ impl World {
                 }
                 self.lose(number, Power::Off, lasts) && self.machines[number].rot_log(&mut self.prng)
             }
+            FaultKind::RottenData => self.machines[self.plan.fragile].rot_data(&mut self.prng),
             FaultKind::AgentKill => self.agent_again(target, |holder, epoch| match epoch {
                 Some(epoch) => (holder, Mode::Resume { epoch }),
                 None => (holder, Mode::Attach { take_over: true }),

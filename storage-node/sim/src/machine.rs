@@ -15,7 +15,8 @@ use holdfast_planted::Bug;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
 use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
-use holdfast_store::ops::{DeviceError, DeviceOp, OpId};
+use holdfast_store::device::{BLOCK_BYTES, Device};
+use holdfast_store::ops::{AlignedBuffer, DeviceError, DeviceOp, OpId};
 
 use crate::clock::Clock;
 use crate::connections::{Arrival, End};
@@ -35,6 +36,21 @@ const IDLE_STEPS_MAX: u32 = 3_000;
 const LOG_WRITES_KEPT: usize = 200;
 const LOG_WRITES_SPARED: usize = 3;
 const SECTOR_BYTES: u64 = 512;
+/// Rot strikes among so many of the newest writes of data.
+const DATA_WRITES_KEPT: usize = 2000;
+/// Blocks whose loss a peer makes good begin so: a client's blocks, leaves, and other pages of the map.
+const SPOILED: [&[u8]; 3] = [b"HFSTAMP1", b"HFLF", b"HFIN"];
+
+/// What becomes of a write of data that completes well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoiling {
+    /// One of its sectors holds something else.
+    Corrupt,
+    /// The disk keeps what it had.
+    Lost,
+    /// It lands in another place, where other data was.
+    Misdirected,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Power {
@@ -67,6 +83,10 @@ pub struct Machine {
     log_region: Range<u64>,
     /// Offsets and lengths of the newest writes to the log.
     log_writes: VecDeque<(u64, u64)>,
+    /// Where the newest blocks of data were written.
+    data_writes: VecDeque<u64>,
+    /// For the next write of data.
+    spoiling: Option<Spoiling>,
     inbox: Vec<Event>,
     /// When the first of the inbox came.
     inbox_since: Timestamp,
@@ -105,6 +125,8 @@ impl Machine {
             prng,
             log_region: 0..0,
             log_writes: VecDeque::new(),
+            data_writes: VecDeque::new(),
+            spoiling: None,
             inbox: Vec::new(),
             inbox_since: Timestamp::ZERO,
             busy_until: Timestamp::ZERO,
@@ -178,6 +200,62 @@ impl Machine {
         true
     }
 
+    /// Data at rest rots, or the next write of data does.
+    pub fn rot_data(&mut self, prng: &mut Prng) -> bool {
+        if self.data_writes.is_empty() {
+            return false;
+        }
+        let block = BLOCK_BYTES as u64;
+        let offset = *prng.pick(self.data_writes.make_contiguous());
+        match prng.below(6) {
+            0 => self.disk.corrupt(offset + prng.below(8) * SECTOR_BYTES, SECTOR_BYTES),
+            1 => {
+                // What a careless hand writes over the middle of a file; only where blocks of data are.
+                let near: Vec<u64> =
+                    self.data_writes.iter().filter(|at| (offset..offset + 16 * block).contains(at)).copied().collect();
+                near.into_iter().for_each(|at| self.disk.corrupt(at, block));
+            }
+            2 => self.disk.make_unreadable(offset + prng.below(8) * SECTOR_BYTES, SECTOR_BYTES),
+            3 => self.spoiling = Some(Spoiling::Corrupt),
+            4 => self.spoiling = Some(Spoiling::Lost),
+            _ => self.spoiling = Some(Spoiling::Misdirected),
+        }
+        true
+    }
+
+    /// What the disk makes of a write.
+    fn spoil(&mut self, mut offset: u64, data: AlignedBuffer) -> (u64, AlignedBuffer) {
+        let is_data = |block: &[u8]| SPOILED.iter().any(|magic| block.starts_with(magic));
+        if !data.chunks(BLOCK_BYTES).all(is_data) {
+            return (offset, data);
+        }
+        let mut bytes = data.to_vec();
+        match self.spoiling.take() {
+            None => {}
+            Some(Spoiling::Corrupt) => bytes[self.prng.below(data.len() as u64) as usize] ^= 0x10,
+            Some(Spoiling::Lost) => {
+                let mut old = AlignedBuffer::zeroed(data.len());
+                if self.disk.read_at(offset, &mut old).is_ok() {
+                    bytes.copy_from_slice(&old);
+                }
+            }
+            Some(Spoiling::Misdirected) => {
+                let others = self.data_writes.iter().rev().copied();
+                let elsewhere = others.filter(|other| other.abs_diff(offset) >= data.len() as u64).nth(20);
+                if let Some(other) = elsewhere.filter(|_| data.len() == BLOCK_BYTES) {
+                    offset = other;
+                }
+            }
+        }
+        for at in (offset..offset + data.len() as u64).step_by(BLOCK_BYTES) {
+            self.data_writes.push_back(at);
+        }
+        while self.data_writes.len() > DATA_WRITES_KEPT {
+            self.data_writes.pop_front();
+        }
+        (offset, AlignedBuffer::padded(&bytes))
+    }
+
     pub fn submit(&mut self, now: Timestamp, op: DeviceOp) {
         if let DeviceOp::Write { offset, data, .. } = &op
             && self.log_region.contains(offset)
@@ -187,6 +265,13 @@ impl Machine {
                 self.log_writes.pop_front();
             }
         }
+        let op = match op {
+            DeviceOp::Write { id, offset, data, durable: false } => {
+                let (offset, data) = self.spoil(offset, data);
+                DeviceOp::Write { id, offset, data, durable: false }
+            }
+            op => op,
+        };
         self.disk.submit(now, op);
     }
 

@@ -10,7 +10,8 @@ use holdfast_metadata::catalogue::{Founder, VolumeState};
 use holdfast_metadata::command::{Command, RegisterDisk};
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
-use holdfast_shard::{AdminError, AdminReply, AdminRequest, NewVolume, ShardOptions};
+use holdfast_shard::{
+    AdminError, AdminReply, AdminRequest, NewVolume, ScrubOptions, Shard, ShardOptions, ShardReport };
 use holdfast_store::device::Device;
 use holdfast_store::store::Store;
 use holdfast_store::superblock::FormatOptions;
@@ -31,7 +32,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 11] = [
+pub const MARKS: [&str; 13] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -43,6 +44,8 @@ pub const MARKS: [&str; 11] = [
     "a rebuild by delta",
     "a delta while writing",
     "a message dropped at a full buffer",
+    "blocks repaired from a peer",
+    "a page of the map lost",
 ];
 
 /// The metadata plane answers within this, when nothing breaks.
@@ -53,6 +56,15 @@ const CHAOS_MAX: Duration = Duration::from_secs(40);
 /// After the healing every request must be answered within this: elections take some hundred milliseconds, clients
 /// wait at most a second between two rounds, resends up to 16 s.
 const HEAL_MAX: Duration = Duration::from_secs(30);
+/// A pass every few seconds, so that a run sees many.
+const SCRUB: ScrubOptions = ScrubOptions {
+    first_after: Duration::from_millis(500),
+    interval: Duration::from_secs(2),
+    idle_bytes_per_second: 256 << 20,
+    busy_bytes_per_second: 64 << 20,
+};
+/// Everything rotten is found and repaired within so many passes.
+const PASSES_MAX: u32 = 6;
 /// Reads in flight while everything is verified.
 const VERIFY_DEPTH: usize = 16;
 
@@ -93,6 +105,7 @@ pub fn run(seed: u64, options: Options) -> Result<Report, Failure> {
     scenario.heal()?;
     scenario.verify()?;
     scenario.compare()?;
+    scenario.repaired()?;
     Ok(scenario.report())
 }
 
@@ -136,7 +149,7 @@ impl Scenario {
             Store::format(&disk, &format).map_err(|error| wrong(&error))?;
             let shown = Timestamp(prng.below(1_000_000_000_000));
             let clock = Clock::new(Timestamp(0), shown, 0);
-            let shard = ShardOptions { drift_ppm, ..ShardOptions::new(0) };
+            let shard = ShardOptions { drift_ppm, scrub: SCRUB, ..ShardOptions::new(0) };
             let own = root.split("machine", u64::from(number));
             machines.push(Machine::new(End::Node(number), node, disk_id, disk, clock, shard, own));
         }
@@ -370,6 +383,53 @@ impl Scenario {
         Ok(())
     }
 
+    /// A scrub of every disk finds nothing any more.
+    fn repaired(&mut self) -> Result<(), Failure> {
+        let mut found = Vec::new();
+        for _ in 0..PASSES_MAX {
+            let before = self.reports();
+            let passes = |world: &World| {
+                let reports = world.machines.iter().map(|m| m.shard.as_ref().filter(|_| m.is_serving()));
+                reports.zip(&before).all(|(shard, before)| match (shard, before) {
+                    // One pass from its beginning.
+                    (Some(shard), Some(before)) => shard.report().scrub.passes >= before.scrub.passes + 2,
+                    _ => true,
+                })
+            };
+            if !self.world.run_until(self.world.now + HEAL_MAX, passes)? {
+                return Err(self.stuck("a scrub does not end"));
+            }
+            let broken = |report: &ShardReport| {
+                let counters = report.counters;
+                [counters.corrupt_blocks, counters.corrupt_pages, counters.corrupt_headers, counters.read_errors]
+            };
+            found = before
+                .iter()
+                .zip(self.reports())
+                .filter_map(|(before, after)| {
+                    let (before, after) = (before.as_ref()?, after?);
+                    let repairs = || after.volumes.iter().map(|volume| &volume.repair);
+                    let open = repairs().any(|repair| repair.pending_slots > 0 || !repair.lost_slots.is_empty());
+                    (open || broken(before) != broken(&after)).then(|| format!("{:?}", after.volumes))
+                })
+                .collect();
+            if let Some(volume) =
+                self.reports().iter().flatten().flat_map(|report| &report.volumes).find(|v| v.repair.mismatches > 0)
+            {
+                return Err(Failure::Incorrect(format!("replicas contradict each other: {volume:?}")));
+            }
+            if found.is_empty() {
+                return Ok(());
+            }
+        }
+        Err(self.stuck(&format!("what has rotted is not repaired: {found:?}")))
+    }
+
+    fn reports(&self) -> Vec<Option<ShardReport>> {
+        let serving = |machine: &Machine| machine.shard.as_ref().filter(|_| machine.is_serving()).map(Shard::report);
+        self.world.machines.iter().map(serving).collect()
+    }
+
     /// Rebuilds that replicas went through, in the lives their machines have now.
     fn rebuilt(&self) -> u64 {
         let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
@@ -395,7 +455,13 @@ impl Scenario {
         for machine in &self.world.machines {
             let Some(shard) = &machine.shard else { continue };
             let report = shard.report();
+            if report.counters.corrupt_pages > 0 {
+                self.world.marks.insert("a page of the map lost");
+            }
             for volume in &report.volumes {
+                if volume.repair.repaired_blocks > 0 {
+                    self.world.marks.insert("blocks repaired from a peer");
+                }
                 if volume.replica.checkpointed.0 > 0 {
                     self.world.marks.insert("a checkpoint");
                 }

@@ -22,7 +22,7 @@ pub struct WriteId(pub u64);
 ///
 /// ```text
 /// 0       8         24      32      40     48                    n-4       n
-/// | magic | volume  | write | block | salt | fill from the salt ... | crc32c |
+/// | magic | volume  | write | block | salt | fill from the salt ... | check |
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockStamp {
@@ -62,8 +62,10 @@ impl BlockStamp {
         block.resize(bytes - CHECKSUM_BYTES, 0);
         let mut fill = Prng::new(self.salt).split("fill", self.write.0).split("block", self.block);
         fill.fill(&mut block[HEADER_BYTES..]);
-        let checksum = crc32c::crc32c(&block);
-        block.put_u32_le(checksum);
+        // Not the checksum itself: bytes that end with their own CRC-32C all have one and the same CRC-32C, and the store
+        // could not tell one block from another.
+        let check = crc32c::crc32c(&block).wrapping_mul(0x9e37_79b1);
+        block.put_u32_le(check);
         block.freeze()
     }
 }

@@ -70,14 +70,16 @@ mod page;
 mod payload;
 mod plan;
 mod read;
+mod repair;
+mod scrub;
 mod space;
 mod walk;
 
 pub use install::SLOT_NUMBERS_MAX;
 
-pub use space::blocks_for_payload;
-
 pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, SlotChange};
+pub use repair::{MENDED_BYTES_MAX, Mending, RepairEvent, SlotCopy};
+pub use space::blocks_for_payload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -98,11 +100,12 @@ pub use crate::chunk::page::INDEX_MAX;
 use crate::chunk::page::{BLOCKS_MAX, Root};
 use crate::chunk::payload::Homes;
 use crate::chunk::read::ReadState;
+use crate::chunk::repair::Mend;
+use crate::chunk::scrub::{Scrub, ScrubIo};
 use crate::chunk::walk::{MapDrop, PageRead};
 use crate::device::BLOCK_BYTES;
 use crate::group::{
-    Damage, GroupState, HARD_STATE_BYTES_MAX, Mutation, POSITION_BYTES_MAX, ReadError, STATE_BYTES_MAX, StoreError,
-    StoreEvent,
+    Damage, GroupState, HARD_STATE_BYTES_MAX, Mutation, POSITION_BYTES_MAX, STATE_BYTES_MAX, StoreError, StoreEvent,
 };
 use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
 
@@ -148,12 +151,16 @@ pub struct CheckpointedGroup {
     pub damage: Option<Damage>,
 }
 
-/// What was found broken since open.
+/// What was found broken since open, each time it was met, and what was repaired.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub corrupt_blocks: u64,
     pub corrupt_pages: u64,
     pub read_errors: u64,
+    /// Blocks taken from another replica in place of corrupt ones.
+    pub repaired_blocks: u64,
+    /// Headers and states of groups that did not match what was last written there; they are written again.
+    pub corrupt_headers: u64,
 }
 
 /// See the module.
@@ -194,6 +201,11 @@ pub struct Chunks {
     /// By serial number, from the same count as reads.
     questions: BTreeMap<u64, Question>,
     changes: Vec<ChangesAnswer>,
+    /// By serial number, from the same count as reads.
+    mends: BTreeMap<u64, Mend>,
+    mended_bytes: u64,
+    repair_events: Vec<RepairEvent>,
+    scrub: Scrub,
     pending: BTreeMap<OpId, Pending>,
     ops: Vec<DeviceOp>,
     events: Vec<StoreEvent>,
@@ -205,7 +217,8 @@ pub struct Chunks {
 #[derive(Debug)]
 enum Pending {
     Page(Place),
-    Blocks { read: u64, first_block: u64 },
+    Blocks { read: u64, first_block: u64, offset: u64 },
+    Scrub(ScrubIo),
     Commit(CommitIo),
 }
 
@@ -216,6 +229,10 @@ struct Group {
     active: Layer,
     /// Being written back, or waiting for it.
     frozen: Option<Arc<Layer>>,
+    /// Taken from other replicas, since the last checkpoint; lies below both layers.
+    mended: Layer,
+    /// The next checkpoint writes both copies of the header, for one of them has rotted.
+    heal_header: bool,
     /// Index of the last applied entry.
     applied: u64,
     /// Blocks promised to appended entries that are not applied yet, by their index.
@@ -245,6 +262,8 @@ impl Group {
             header,
             active: Layer::default(),
             frozen: None,
+            mended: Layer::default(),
+            heal_header: false,
             promised: BTreeMap::new(),
             promised_before: BTreeMap::new(),
             payloads: BTreeMap::new(),
@@ -430,7 +449,8 @@ impl Chunks {
         }
         match pending {
             Pending::Page(place) => self.on_page(place, result),
-            Pending::Blocks { read, first_block } => self.on_blocks(read, first_block, result),
+            Pending::Blocks { read, first_block, offset } => self.on_blocks(read, first_block, offset, result),
+            Pending::Scrub(io) => self.on_scrub_io(io, result),
             Pending::Commit(io) => self.on_commit_io(io, result),
         }
         self.advance();
@@ -464,7 +484,7 @@ impl Chunks {
         }
         self.ops.clear();
         for (_, read) in std::mem::take(&mut self.reads) {
-            self.events.push(StoreEvent::Read { token: read.token, result: Err(ReadError::Failed) });
+            self.events.extend(read.into_failed());
         }
         for (_, question) in std::mem::take(&mut self.questions) {
             self.changes.push(question.into_failed());

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
 use holdfast_planted::Bug;
 
-use crate::chunk::{ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, Place};
+use crate::chunk::{
+    ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, Place, RepairEvent, SlotCopy,
+};
 use crate::device::Device;
 use crate::group::{
     Append, AppendError, FormatError, GroupState, InstallError, InstalledSlot, Mutation, OpenError, RecoveredGroup,
@@ -319,6 +321,33 @@ impl Store {
     pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
         self.chunks.read_frozen(group, id, first_block, count, token);
         self.settle();
+    }
+
+    /// Reads a slot for another replica; see [`Chunks::read_slot`].
+    pub fn read_slot(&mut self, group: GroupId, slot: u64, applied: u64, token: u64) {
+        self.chunks.read_slot(group, slot, applied, token);
+        self.settle();
+    }
+
+    /// Takes what is corrupt here from another replica's copy; see [`Chunks::mend`].
+    pub fn mend(&mut self, group: GroupId, slot: u64, copy: SlotCopy, applied: u64, token: u64) {
+        self.chunks.mend(group, slot, copy, applied, token);
+        self.settle();
+    }
+
+    /// Begins a scrub, or begins it again.
+    pub fn scrub_from_start(&mut self) {
+        self.chunks.scrub_from_start();
+    }
+
+    /// See [`Chunks::scrub_step`].
+    pub fn scrub_step(&mut self) {
+        self.chunks.scrub_step();
+        self.settle();
+    }
+
+    pub fn take_repair_events(&mut self) -> Vec<RepairEvent> {
+        self.chunks.take_repair_events()
     }
 
     /// Call after every batch of calls and completions: what gathered meanwhile becomes one batch of the WAL.

@@ -23,6 +23,9 @@ const INCOMPAT_KNOWN: u64 = 0;
 const RO_COMPAT_KNOWN: u64 = 0;
 /// Where the two copies are.
 const COPIES: [u64; 2] = [0, 32 << 10];
+/// No epoch, generation, sequence or index of a disk comes near it at a million a second for a hundred thousand years;
+/// what is beyond it was not written by a store, and counting on from it would overflow.
+pub(crate) const COUNT_MAX: u64 = 1 << 62;
 /// Where the two flushed marks of the WAL are; see [`crate::wal`].
 pub(crate) const MARKS: [u64; 2] = [128 << 10, 192 << 10];
 /// Everything before the WAL. Space for what later versions keep outside the regions.
@@ -311,6 +314,7 @@ impl Superblock {
             && found.wal.start >= HEAD_BYTES
             && found.chunks.start >= found.wal.end
             && found.chunks.end <= found.device_bytes
+            && found.boot_epoch.max(found.generation) <= COUNT_MAX
             && found.lanes == 1;
         plausible.then_some(found)
     }

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
-use super::{PEER_WITHIN, Services, convert, new_replica_id, new_volume_id};
+use super::{PEER_WITHIN, Services, convert, health, new_replica_id, new_volume_id};
 
 /// Volumes of one page.
 const LIST_MAX: usize = 1000;
@@ -122,6 +122,7 @@ impl Cluster for Services {
             nodes.push(view);
         }
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        self.ask_nodes(&mut nodes).await;
         Ok(Response::new(v1::ListNodesResponse {
             nodes,
             cluster_id: catalogue.cluster().to_string(),
@@ -251,7 +252,15 @@ impl Cluster for Services {
                 let mut view = convert::volume(&catalogue, id, volume);
                 self.ask_replicas(&catalogue, volume, &mut view).await;
                 let planned = explain_volume(&catalogue, id).into_iter().map(convert::reason);
-                planned.chain(view.replicas.into_iter().filter_map(|replica| replica.reason)).collect()
+                let names =
+                    catalogue.nodes().iter().map(|(id, node)| (id.to_string(), node.name.to_string())).collect();
+                let repairs = view.replicas.iter().flat_map(|replica| {
+                    let repair = replica.repair.clone().unwrap_or_default();
+                    health::repair_reasons(&view.name, &replica.node_name, &repair, &names)
+                });
+                let repairs: Vec<v1::Reason> = repairs.collect();
+                let judged = view.replicas.into_iter().filter_map(|replica| replica.reason);
+                planned.chain(judged).chain(repairs).collect()
             }
             v1::SubjectKind::Node => {
                 let subject = format!("node/{}", request.name);
@@ -368,12 +377,18 @@ fn judge(
     replica.term = answer.term;
     replica.flushed_index = answer.flushed_index;
     replica.applied_index = answer.applied_index;
+    replica.repair = answer.repair.clone();
     let behind = leader.map_or(0, |leader| leader.committed_index.saturating_sub(answer.flushed_index));
     let lagging = leader.is_some_and(|leader| leader.lagging_replica_ids.contains(&replica.replica_id));
     let mut rebuilds = leader.into_iter().flat_map(|leader| &leader.rebuilds);
     replica.rebuild = rebuilds.find(|rebuild| rebuild.replica_id == replica.replica_id).cloned();
     replica.reason = if let Some(stopped) = answer.stopped {
         Some(stopped)
+    } else if !answer.may_vote {
+        let message = format!(
+            "the log of the copy on {node} was damaged at a start: it does not vote before it has followed an elected leader"
+        );
+        reason("LogDamaged", message, "wait; where there is no leader, start the nodes with the other copies")
     } else if lagging || answer.rebuilding {
         let message = match &replica.rebuild {
             Some(rebuild) if rebuild.phase() == v1::RebuildPhase::Copying => format!(

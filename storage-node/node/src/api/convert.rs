@@ -145,6 +145,7 @@ pub(crate) fn node(catalogue: &Catalogue, id: NodeId, node: &Node) -> v1::Cluste
             free_bytes: disk.free_bytes,
             placed_bytes: placed.bytes,
             replicas: placed.replicas,
+            health: None,
         }
     });
     v1::ClusterNode {

@@ -10,7 +10,7 @@ use holdfast_metadata::spec::Name;
 use holdfast_shard::{AdminReply, AdminRequest, NodeAddress};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Services, convert, register_once};
+use super::{Services, convert, health, register_once};
 use crate::control::{Answer, Call, DiskState, DiskView};
 
 #[tonic::async_trait]
@@ -106,6 +106,9 @@ impl Node for Services {
             disk.replicas = u32::try_from(report.volumes.len()).unwrap_or(u32::MAX);
             let leaders = report.volumes.iter().filter(|volume| volume.replica.serving).count();
             disk.leaders = u32::try_from(leaders).unwrap_or(u32::MAX);
+            let health = health::disk(&report);
+            response.reasons.extend(health::disk_reasons(&disk.disk_id, &health));
+            disk.health = Some(health);
             response.metadata = report.metadata.as_ref().map(|metadata| v1::MetadataStatus {
                 role: convert::role(metadata).into(),
                 term: metadata.term.0,
@@ -162,6 +165,8 @@ impl Node for Services {
                 attached_to: volume.holder.clone().unwrap_or_default(),
                 stopped: replica.stopped.as_ref().map(|reason| stopped(reason)),
                 lagging_replica_ids: volume.lagging.iter().map(ToString::to_string).collect(),
+                repair: Some(health::repair(&volume.repair)),
+                may_vote: replica.may_vote,
                 rebuilding: replica.rebuilding,
                 rebuilds: volume
                     .rebuilds

@@ -4,9 +4,13 @@ use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_consensus::SupportEpoch;
 use holdfast_id::{GroupId, ReplicaId};
 
-use super::{PeerMessage, kind};
+use super::{PeerMessage, SlotCopy, kind};
 use crate::wire::{DecodeError, Encoded, Reader, no_payload};
 
+/// Bytes of a block, sixteen of which make a slot.
+const BLOCK_BYTES: usize = 4096;
+/// First slot number that no volume has: 2^40 blocks are the most a map can hold.
+const SLOTS_MAX: u64 = (1 << 40) / 16;
 /// Bytes before the replica layer's own meta in `Raft` and `Delta`.
 pub(crate) const ADDRESS_BYTES: usize = GroupId::BYTES + 2 * 16;
 
@@ -35,6 +39,22 @@ impl PeerMessage {
             PeerMessage::Delta { group, from, to, meta: inner, payload } => {
                 put_addressed(&mut meta, *group, *from, *to, inner);
                 (kind::DELTA, payload.clone())
+            }
+            PeerMessage::RepairRequest { group, from, to, slot } => {
+                put_addressed(&mut meta, *group, *from, *to, &Bytes::new());
+                meta.put_u64_le(*slot);
+                (kind::REPAIR_REQUEST, Bytes::new())
+            }
+            PeerMessage::RepairReply { group, from, to, slot, copy } => {
+                put_addressed(&mut meta, *group, *from, *to, &Bytes::new());
+                meta.put_u64_le(*slot);
+                meta.put_u8(u8::from(copy.is_some()));
+                if let Some(SlotCopy { index, present, bad, data: _ }) = copy {
+                    meta.put_u64_le(*index);
+                    meta.put_u16_le(*present);
+                    meta.put_u16_le(*bad);
+                }
+                (kind::REPAIR_REPLY, copy.as_ref().map_or(Bytes::new(), |copy| copy.data.clone()))
             }
         };
         Encoded { kind, meta: meta.freeze(), payload }
@@ -76,9 +96,44 @@ impl PeerMessage {
                 let (group, from, to, meta) = read_addressed("Delta", &meta)?;
                 Ok(PeerMessage::Delta { group, from, to, meta, payload })
             }
+            kind::REPAIR_REQUEST => {
+                let (group, from, to, meta) = read_addressed("RepairRequest", &meta)?;
+                let mut reader = Reader::new("RepairRequest", &meta);
+                let slot = read_slot(&mut reader)?;
+                reader.end()?;
+                no_payload("RepairRequest", &payload)?;
+                Ok(PeerMessage::RepairRequest { group, from, to, slot })
+            }
+            kind::REPAIR_REPLY => {
+                let (group, from, to, meta) = read_addressed("RepairReply", &meta)?;
+                let mut reader = Reader::new("RepairReply", &meta);
+                let slot = read_slot(&mut reader)?;
+                if !reader.flag("told")? {
+                    reader.end()?;
+                    no_payload("RepairReply", &payload)?;
+                    return Ok(PeerMessage::RepairReply { group, from, to, slot, copy: None });
+                }
+                let index = reader.u64("index")?;
+                let (present, bad) = (reader.u16("present")?, reader.u16("bad")?);
+                reader.end()?;
+                let held = present & !bad;
+                if payload.len() != held.count_ones() as usize * BLOCK_BYTES {
+                    return Err(reader.value("present", u64::from(present)));
+                }
+                let copy = Some(SlotCopy { index, present, bad, data: payload });
+                Ok(PeerMessage::RepairReply { group, from, to, slot, copy })
+            }
             kind => Err(DecodeError::UnknownKind { kind }),
         }
     }
+}
+
+fn read_slot(reader: &mut Reader<'_>) -> Result<u64, DecodeError> {
+    let slot = reader.u64("slot")?;
+    if slot >= SLOTS_MAX {
+        return Err(reader.value("slot", slot));
+    }
+    Ok(slot)
 }
 
 fn put_addressed(meta: &mut BytesMut, group: GroupId, from: ReplicaId, to: ReplicaId, inner: &Bytes) {

@@ -5,3 +5,5 @@ pub const HEARTBEAT_REPLY: u16 = 0x0302;
 pub const RAFT: u16 = 0x0303;
 pub const CONTROL: u16 = 0x0304;
 pub const DELTA: u16 = 0x0305;
+pub const REPAIR_REQUEST: u16 = 0x0306;
+pub const REPAIR_REPLY: u16 = 0x0307;

@@ -39,6 +39,13 @@ fn peer_messages_have_these_bytes() {
     golden(raft, 0x0303, &format!("{address}0102"), b"entries");
     golden(PeerMessage::Control { body: Bytes::from_static(b"intent") }, 0x0304, "", b"intent");
     golden(PeerMessage::Delta { group, from, to, meta, payload }, 0x0305, &format!("{address}0102"), b"entries");
+    let slot = "0504030201000000";
+    let request = PeerMessage::RepairRequest { group, from, to, slot: 0x01_0203_0405 };
+    golden(request, 0x0306, &format!("{address}{slot}"), b"");
+    let reply = |copy| PeerMessage::RepairReply { group, from, to, slot: 0x01_0203_0405, copy };
+    golden(reply(None), 0x0307, &format!("{address}{slot}00"), b"");
+    let copy = SlotCopy { index: 7, present: 0x8003, bad: 0x0012, data: Bytes::from(vec![5; 2 * 4096]) };
+    golden(reply(Some(copy)), 0x0307, &format!("{address}{slot}01070000000000000003801200"), &[5; 2 * 4096]);
 }
 
 #[test]
@@ -61,7 +68,7 @@ fn every_refusal_names_what_was_wrong() {
     let decode = |kind, meta: &[u8], payload: &'static [u8]| {
         PeerMessage::decode(kind, Bytes::copy_from_slice(meta), Bytes::from_static(payload))
     };
-    assert_eq!(decode(0x0306, b"", b""), Err(DecodeError::UnknownKind { kind: 0x0306 }));
+    assert_eq!(decode(0x0308, b"", b""), Err(DecodeError::UnknownKind { kind: 0x0308 }));
     assert_eq!(
         decode(kind::HEARTBEAT, &[0; 16], b""),
         Err(DecodeError::Short { message: "Heartbeat", field: "disk_stalled", missing: 1 })
@@ -83,6 +90,16 @@ fn every_refusal_names_what_was_wrong() {
     let mut no_receiver = [1; 50];
     no_receiver[34..].fill(0);
     assert_eq!(decode(kind::DELTA, &no_receiver, b""), Err(DecodeError::ZeroId { message: "Delta", field: "to" }));
+    let beyond = [&[1; 50][..], &(1u64 << 36).to_le_bytes()].concat();
+    assert_eq!(
+        decode(kind::REPAIR_REQUEST, &beyond, b""),
+        Err(DecodeError::Value { message: "RepairRequest", field: "slot", value: 1 << 36 })
+    );
+    let one_block = [&[1; 50][..], &[0; 8], &[1], &[0; 8], &[1, 0], &[0, 0]].concat();
+    assert_eq!(
+        decode(kind::REPAIR_REPLY, &one_block, b"short"),
+        Err(DecodeError::Value { message: "RepairReply", field: "present", value: 1 })
+    );
 }
 
 fn any_bytes() -> impl Strategy<Value = Bytes> {
@@ -120,6 +137,21 @@ fn any_message() -> impl Strategy<Value = PeerMessage> {
             meta,
             payload
         }),
+        (address(), 0u64..1 << 36).prop_map(|((group, from, to), slot)| PeerMessage::RepairRequest {
+            group,
+            from,
+            to,
+            slot
+        }),
+        (address(), 0u64..1 << 36, any::<Option<(u64, u16, u16)>>()).prop_map(|((group, from, to), slot, copy)| {
+            let copy = copy.map(|(index, present, bad)| SlotCopy {
+                index,
+                present,
+                bad,
+                data: vec![6; (present & !bad).count_ones() as usize * 4096].into(),
+            });
+            PeerMessage::RepairReply { group, from, to, slot, copy }
+        }),
     ]
 }
 
@@ -132,7 +164,7 @@ proptest! {
 
     /// Whatever is accepted is the one encoding of its message.
     #[test]
-    fn any_bytes_are_refused_or_canonical(kind in 0x02ffu16..=0x0308, meta in any_bytes(), payload in any_bytes()) {
+    fn any_bytes_are_refused_or_canonical(kind in 0x02ffu16..=0x0309, meta in any_bytes(), payload in any_bytes()) {
         if let Ok(message) = PeerMessage::decode(kind, meta.clone(), payload.clone()) {
             prop_assert_eq!(message.encode(), Encoded { kind, meta, payload });
         }

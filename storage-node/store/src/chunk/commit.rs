@@ -11,7 +11,7 @@ use holdfast_id::GroupId;
 use holdfast_planted::Bug;
 
 use crate::chunk::header::{Counts, Header};
-use crate::chunk::layout::{Named, Place, SLOT_BYTES};
+use crate::chunk::layout::{Named, Place, SLOT_BLOCKS, SLOT_BYTES};
 use crate::chunk::plan::{Plan, level_for};
 use crate::chunk::space::state_slots;
 use crate::chunk::{Chunks, Pending};
@@ -77,8 +77,14 @@ pub struct Job {
 /// A slot that may not be overwritten, on its way to a fresh one.
 #[derive(Debug)]
 pub struct CopyJob {
+    /// Its number in the group.
+    pub slot: u64,
     pub from: Place,
     pub to: Place,
+    /// Bit i: block i is copied.
+    pub kept: u16,
+    /// Of the new slot, by block.
+    pub checksums: Vec<u32>,
     /// New data by block within the slot.
     pub changed: Vec<(u64, Bytes)>,
 }
@@ -89,6 +95,8 @@ pub enum CommitIo {
     Intent,
     Write,
     Copy(CopyJob),
+    /// Of one block, given by its number in the slot: the operation for the whole of it failed.
+    CopyBlock(CopyJob, u64),
     Flush,
     Header,
 }
@@ -127,6 +135,11 @@ impl Commit {
         }
     }
 
+    /// Not only the one that is not in force.
+    pub fn write_both_headers(&mut self) {
+        self.headers = 2;
+    }
+
     fn is_written(&self) -> bool {
         self.plan.finished && self.jobs.is_empty() && self.copies.is_empty() && self.operations == 0
     }
@@ -157,9 +170,22 @@ impl Chunks {
     pub(super) fn on_commit_io(&mut self, io: CommitIo, result: Result<Bytes, DeviceError>) {
         let mut commit = self.commit.take().expect("an operation of a commit is in flight");
         match (io, result) {
-            (CommitIo::Copy(job), result) => {
-                self.counters.read_errors += u64::from(result.is_err());
-                self.write_copy(&job, result.ok());
+            (CommitIo::Copy(job), Ok(old)) => self.write_copy(commit.header.group, &job, &old),
+            (CommitIo::Copy(job), Err(_)) => {
+                self.counters.read_errors += 1;
+                commit.operations -= 1;
+                self.copy_block_by_block(&mut commit, job);
+            }
+            (CommitIo::CopyBlock(job, block), Ok(data)) => {
+                self.check_copy(commit.header.group, &job, block, &data);
+                self.write(Place(job.to.0 + block), AlignedBuffer::padded(&data));
+            }
+            (CommitIo::CopyBlock(job, _), Err(_)) => {
+                // The fresh place holds something else, which does not match the checksum either.
+                self.counters.read_errors += 1;
+                self.counters.corrupt_blocks += 1;
+                self.tell_corrupt(commit.header.group, vec![job.slot]);
+                commit.operations -= 1;
             }
             (_, Err(error)) => self.fail(error.to_string()),
             (CommitIo::Intent, Ok(_)) => commit.stage = Stage::Writing,
@@ -240,19 +266,44 @@ impl Chunks {
         self.ops.push(DeviceOp::Write { id, offset: self.layout.offset(place), data: data.into(), durable: false });
     }
 
-    /// Blocks are copied as they are, with the checksums the map has for them: a corrupt one stays corrupt, and one
-    /// that could not be read becomes so.
-    fn write_copy(&mut self, job: &CopyJob, old: Option<Bytes>) {
-        let mut buffer = AlignedBuffer::zeroed(SLOT_BYTES);
-        if let Some(old) = old {
-            assert_eq!(old.len(), SLOT_BYTES, "a read completes in full");
-            buffer.copy_from_slice(&old);
+    /// Blocks are copied as they are, with the checksums the map has for them: a corrupt one stays corrupt until it
+    /// is repaired.
+    fn write_copy(&mut self, group: GroupId, job: &CopyJob, old: &Bytes) {
+        assert_eq!(old.len(), SLOT_BYTES, "a read completes in full");
+        for (block, data) in (0..).zip(old.chunks_exact(BLOCK_BYTES)) {
+            if job.kept & (1 << block) != 0 {
+                self.check_copy(group, job, block, data);
+            }
         }
+        let mut buffer = AlignedBuffer::padded(old);
         for (block, data) in &job.changed {
             let start = *block as usize * BLOCK_BYTES;
             buffer[start..start + data.len()].copy_from_slice(data);
         }
         self.write(job.to, buffer);
+    }
+
+    fn check_copy(&mut self, group: GroupId, job: &CopyJob, block: u64, data: &[u8]) {
+        if crc32c::crc32c(data) != job.checksums[block as usize] {
+            self.counters.corrupt_blocks += 1;
+            self.tell_corrupt(group, vec![job.slot]);
+        }
+    }
+
+    /// A sector that cannot be read takes none of its neighbours with it.
+    fn copy_block_by_block(&mut self, commit: &mut Commit, mut job: CopyJob) {
+        for (block, data) in std::mem::take(&mut job.changed) {
+            commit.jobs.push_back(Job { place: Place(job.to.0 + block), data });
+        }
+        for block in (0..SLOT_BLOCKS).filter(|block| job.kept & (1 << block) != 0) {
+            let CopyJob { slot, from, to, kept, .. } = job;
+            let one = CopyJob { slot, from, to, kept, checksums: job.checksums.clone(), changed: Vec::new() };
+            let id = self.ids.take();
+            let offset = self.layout.offset(Place(from.0 + block));
+            self.pending.insert(id, Pending::Commit(CommitIo::CopyBlock(one, block)));
+            self.ops.push(DeviceOp::Read { id, offset, length: BLOCK_BYTES as u32 });
+            commit.operations += 1;
+        }
     }
 
     fn write_header(&mut self, commit: &mut Commit) {
@@ -303,18 +354,23 @@ impl Chunks {
                 }
                 group.header = header;
                 group.header.forget_below = forget_below;
+                let mended = !group.mended.is_empty();
                 self.pass_promises(id, index);
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });
+                if mended {
+                    self.want_checkpoint_for_mended(id);
+                }
             }
             Kind::Delete => {
                 let mut group = self.groups.remove(&id).expect("it was found above");
                 freed.extend(group.freezes.drain(..).flat_map(|freeze| freeze.dead));
                 let promised: u64 = group.promised.values().sum();
-                self.reserved_blocks -= promised + group.active.blocks_needed();
+                self.reserved_blocks -= promised + group.active.blocks_needed() + group.mended.blocks_needed();
                 self.promised_blocks -= promised + group.promised_before.values().sum::<u64>();
                 let held = group.drop_payloads(0);
                 self.held_slots -= held.len() as u64;
                 self.orphans.extend(held);
+                self.mended_bytes -= group.mended.bytes();
                 self.unasked_bytes -= if group.wanted { 0 } else { group.active.bytes() };
                 self.entries.insert(header.entry, header.generation);
                 self.drop_map(&group);

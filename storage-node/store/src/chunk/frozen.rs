@@ -11,6 +11,7 @@ use holdfast_id::{GroupId, ReplicaId};
 
 use crate::chunk::layout::Named;
 use crate::chunk::page::{Child, FAN_OUT_BITS, LEAF_BLOCKS, LEAF_SLOTS, Page, PageId, Root};
+use crate::chunk::read::Purpose;
 use crate::chunk::walk::Waiter;
 use crate::chunk::{Chunks, Group};
 use crate::group::{ReadError, StoreError, StoreEvent};
@@ -152,7 +153,7 @@ impl Chunks {
     pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
         match self.frozen_root(group, Some(id)) {
             Ok((_, root)) => {
-                self.start_map_read(group, root, first_block, u64::from(count), Vec::new(), token);
+                self.start_map_read(group, root, first_block, u64::from(count), Vec::new(), Purpose::Bytes { token });
                 self.advance();
             }
             Err(error) => self.events.push(StoreEvent::Read { token, result: Err(error) }),

@@ -41,6 +41,7 @@ use crate::chunk::layout::{Layout, Place, SLOT_BYTES};
 use crate::chunk::page::{LEVEL_MAX, PageRef, Root};
 use crate::device::BLOCK_BYTES;
 use crate::group::{HARD_STATE_BYTES_MAX, POSITION_BYTES_MAX, STATE_BYTES_MAX};
+use crate::superblock::COUNT_MAX;
 
 const MAGIC: [u8; 8] = *b"HFGROUP1";
 const VERSION: u32 = 1;
@@ -174,7 +175,9 @@ impl Header {
         let level = u32_at(block, 100);
         let (hard_state, position) = (usize::from(u16_at(block, 120)), usize::from(u16_at(block, 122)));
         let root_fits = page.is_none_or(|page| page.place == Place::LOST || layout.slot_of(page.place).is_some());
+        let counts = [56, 64, 72, 80, 136, INSTALLING].map(|at| u64_at(block, at));
         let fits = flags & !FLAG_DELETED == 0
+            && counts.iter().all(|count| *count <= COUNT_MAX)
             && u32_at(block, 36) == entry
             && level <= u32::from(LEVEL_MAX)
             && root_fits

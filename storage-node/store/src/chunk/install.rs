@@ -56,7 +56,8 @@ impl Chunks {
         if found.damaged {
             return Err(StoreError::Damaged);
         }
-        let settled = !found.committing && found.active.is_empty() && found.applied == found.header.index;
+        let layers = found.active.is_empty() && found.mended.is_empty();
+        let settled = !found.committing && layers && found.applied == found.header.index;
         if !found.installing && !settled {
             return Err(StoreError::Busy);
         }
@@ -154,8 +155,15 @@ impl Chunks {
         }
         found.applied = header.index;
         found.committing = true;
-        found.frozen = Some(Arc::new(std::mem::take(&mut found.active)));
-        self.commits.push_back(Commit::new(Kind::Checkpoint, header, jobs, barrier));
+        let heal = std::mem::take(&mut found.heal_header);
+        let layer = std::mem::take(&mut found.active);
+        let layer = Arc::new(self.with_mended(group, layer));
+        self.groups.get_mut(&group).expect("it was found above").frozen = Some(layer);
+        let mut commit = Commit::new(Kind::Checkpoint, header, jobs, barrier);
+        if heal {
+            commit.write_both_headers();
+        }
+        self.commits.push_back(commit);
         self.advance();
         Ok(())
     }

@@ -13,6 +13,7 @@ use crate::chunk::cache::PageCache;
 use crate::chunk::header::{Copy, Counts, Header, StateHome};
 use crate::chunk::layout::{Layout, Named, Place, SLOT_BYTES, SLOTS_MIN};
 use crate::chunk::page::{FAN_OUT_BITS, Page, PageId, PageRef};
+use crate::chunk::scrub::Scrub;
 use crate::chunk::space::state_slots;
 use crate::chunk::{CheckpointedGroup, Chunks, Counters, Group, Limits};
 use crate::device::{BLOCK_BYTES, Device, Region};
@@ -86,6 +87,10 @@ impl Chunks {
             next_frozen: 0,
             questions: BTreeMap::new(),
             changes: Vec::new(),
+            mends: BTreeMap::new(),
+            mended_bytes: 0,
+            repair_events: Vec::new(),
+            scrub: Scrub::default(),
             pending: BTreeMap::new(),
             ops: Vec::new(),
             events: Vec::new(),

@@ -72,6 +72,10 @@ pub struct Layer {
     /// zeroes may hide some. A subset of `slots`.
     homes: BTreeMap<u64, Place>,
     leaves: BTreeSet<u64>,
+    /// Slots with blocks that were mended: they go to a fresh place.
+    mended: BTreeSet<u64>,
+    /// Leaves to be written though nothing in them changes.
+    rewritten: BTreeSet<u64>,
     /// Slots of a delta, by number. A layer has these or pieces, never both.
     installed: BTreeMap<u64, InstalledSlot>,
     /// An upper bound of the memory held: also what later pieces hid counts, since a buffer lives as long as any part.
@@ -82,7 +86,7 @@ pub struct Layer {
 
 impl Layer {
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty() && self.installed.is_empty()
+        self.pieces.is_empty() && self.rewritten.is_empty() && self.installed.is_empty()
     }
 
     pub fn has_installed(&self) -> bool {
@@ -108,6 +112,19 @@ impl Layer {
 
     pub fn has_written(&self, slot: u64) -> bool {
         self.slots.contains(&slot)
+    }
+
+    pub fn rewrite(&mut self, leaf: u64) {
+        self.rewritten.insert(leaf);
+        self.leaves.insert(leaf);
+    }
+
+    pub fn rewrites(&self, leaf: u64) -> bool {
+        self.rewritten.contains(&leaf)
+    }
+
+    pub fn has_mended(&self, slot: u64) -> bool {
+        self.mended.contains(&slot)
     }
 
     /// The highest leaf that holds data, or anything of a delta.
@@ -164,6 +181,24 @@ impl Layer {
         self.pieces.insert(piece.first, piece);
     }
 
+    /// Takes in the blocks of `below` that this layer does not have. They are no changes: the last index stays.
+    pub fn underlay(&mut self, below: Layer) {
+        self.bytes += below.bytes;
+        self.mended.extend(below.pieces.keys().map(|first| first / SLOT_BLOCKS));
+        self.slots.extend(below.slots);
+        self.rewritten.extend(below.rewritten);
+        self.leaves.extend(below.leaves);
+        for piece in below.pieces.into_values() {
+            for gap in gaps(piece.first..piece.end(), &self.range(piece.first..piece.end())) {
+                self.pieces.insert(gap.start, piece.within(gap));
+            }
+        }
+    }
+
+    pub fn into_pieces(self) -> impl Iterator<Item = Piece> {
+        self.pieces.into_values()
+    }
+
     /// Takes a slot of a delta.
     pub fn install(&mut self, installed: InstalledSlot) {
         assert!(self.pieces.is_empty(), "a delta is not mixed with entries");
@@ -201,6 +236,22 @@ impl Layer {
             }
         }
     }
+}
+
+/// What sorted pieces leave of the range.
+pub fn gaps(range: Range<u64>, pieces: &[Piece]) -> Vec<Range<u64>> {
+    let mut gaps = Vec::new();
+    let mut next = range.start;
+    for piece in pieces {
+        if piece.first > next {
+            gaps.push(next..piece.first);
+        }
+        next = piece.end();
+    }
+    if next < range.end {
+        gaps.push(next..range.end);
+    }
+    gaps
 }
 
 #[cfg(test)]

@@ -84,6 +84,9 @@ impl Chunks {
         }
         let new = if level == 0 {
             let Some(leaf) = self.plan_leaf(commit, number, old.leaf()) else { return };
+            let slots = (number * leaf.slots.len() as u64..).zip(&leaf.slots);
+            let lost = slots.filter(|(_, entry)| entry.lost != 0).map(|(slot, _)| slot);
+            self.tell_corrupt(commit.header.group, lost.collect());
             Page::Leaf(Box::new(leaf))
         } else {
             let mut inner = old.inner().clone();
@@ -135,7 +138,7 @@ impl Chunks {
                 entry.index = 0;
             }
         }
-        (leaf != *old).then_some(leaf)
+        (leaf != *old || layer.rewrites(number)).then_some(leaf)
     }
 
     fn plan_slot(
@@ -175,7 +178,8 @@ impl Chunks {
             return;
         }
         let old = *entry;
-        entry.index = pieces.iter().map(|piece| piece.index).max().unwrap_or(entry.index);
+        // What was mended has an index from before, and may lie beside what changed since.
+        entry.index = pieces.iter().map(|piece| piece.index).fold(entry.index, u64::max);
         entry.present = old.present & !zeroed | written;
         entry.lost &= !(zeroed | written);
         if entry.present == 0 {
@@ -188,7 +192,9 @@ impl Chunks {
             commit.adopted.insert(home);
             commit.taken.push(Named::Slot(home));
             commit.count(|counts| counts.slots += 1);
-        } else if old.place.is_none() || written != 0 && self.is_shared(commit.header.group, old.place) {
+        } else if old.place.is_none()
+            || written != 0 && (layer.has_mended(slot) || self.is_shared(commit.header.group, old.place))
+        {
             let Some(place) = self.allocator.take_slot() else { return self.fail_for_space() };
             entry.place = place;
             commit.taken.push(Named::Slot(place));
@@ -200,7 +206,8 @@ impl Chunks {
             commit.count(|counts| counts.slots -= 1);
         }
         if old.place != place && kept != 0 {
-            commit.copies.push_back(CopyJob { from: old.place, to: place, changed });
+            let checksums = leaf.checksums[i * SLOT_BLOCKS as usize..][..SLOT_BLOCKS as usize].to_vec();
+            commit.copies.push_back(CopyJob { slot, from: old.place, to: place, kept, checksums, changed });
         } else {
             let jobs = changed.into_iter().map(|(block, data)| Job { place: Place(place.0 + block), data });
             commit.jobs.extend(jobs);

@@ -6,8 +6,10 @@ use std::ops::Range;
 use bytes::Bytes;
 use holdfast_id::GroupId;
 
-use crate::chunk::overlay::{Content, Piece};
+use crate::chunk::layout::SLOT_BLOCKS;
+use crate::chunk::overlay::{Content, Piece, gaps};
 use crate::chunk::page::{LEAF_BLOCKS, Leaf, Root};
+use crate::chunk::repair::{RepairEvent, SlotCopy, copy_of};
 use crate::chunk::walk::{Found, Waiter, Walk};
 use crate::chunk::{Chunks, Pending, READ_BLOCKS_MAX};
 use crate::device::BLOCK_BYTES;
@@ -17,7 +19,8 @@ use crate::ops::{DeviceError, DeviceOp};
 /// A read in flight.
 #[derive(Debug)]
 pub struct ReadState {
-    pub token: u64,
+    group: GroupId,
+    purpose: Purpose,
     first: u64,
     count: u64,
     /// By first block; complete when no walk and no operation is under way.
@@ -30,12 +33,29 @@ pub struct ReadState {
     corrupt: BTreeSet<u64>,
 }
 
+/// Who waits for a read.
+#[derive(Clone, Copy, Debug)]
+pub enum Purpose {
+    Bytes {
+        token: u64,
+    },
+    /// A slot for another replica, of the state after the entry `index`.
+    Copy {
+        token: u64,
+        index: u64,
+    },
+    /// Only whether it can be read.
+    Scrub,
+}
+
 #[derive(Debug)]
 enum Segment {
     Data(Bytes),
     Zero(u64),
     /// On its way from the disk, with the checksums to hold it against.
     Awaited(Vec<u32>),
+    /// So many blocks that could not be read, or that nobody wants.
+    Nothing(u64),
 }
 
 /// Consecutive blocks of a leaf with one source.
@@ -52,13 +72,31 @@ impl Chunks {
     /// # Panics
     /// Where it is longer than [`READ_BLOCKS_MAX`].
     pub fn read(&mut self, group: GroupId, first_block: u64, count: u32, token: u64) {
-        match self.start_read(group, first_block, u64::from(count), token) {
+        match self.start_read(group, first_block, u64::from(count), Purpose::Bytes { token }) {
             Ok(()) => self.advance(),
             Err(error) => self.events.push(StoreEvent::Read { token, result: Err(error) }),
         }
     }
 
-    fn start_read(&mut self, group: GroupId, first: u64, count: u64, token: u64) -> Result<(), ReadError> {
+    pub(super) fn start_slot_read(
+        &mut self,
+        group: GroupId,
+        slot: u64,
+        index: u64,
+        token: u64,
+    ) -> Result<(), ReadError> {
+        let applied = self.groups.get(&group).map_or(0, |found| found.applied);
+        assert!(index >= applied, "{group} has applied {applied}, and its owner knows only of {index}");
+        self.start_read(group, slot * SLOT_BLOCKS, SLOT_BLOCKS, Purpose::Copy { token, index })
+    }
+
+    pub(super) fn start_read(
+        &mut self,
+        group: GroupId,
+        first: u64,
+        count: u64,
+        purpose: Purpose,
+    ) -> Result<(), ReadError> {
         if self.failed {
             return Err(ReadError::Failed);
         }
@@ -71,13 +109,13 @@ impl Chunks {
         }
         let end = first.saturating_add(count);
         let mut pieces = found.active.range(first..end);
-        if let Some(frozen) = &found.frozen {
+        for layer in found.frozen.as_deref().into_iter().chain([&found.mended]).filter(|layer| !layer.is_empty()) {
             let hidden = gaps(first..end, &pieces);
-            pieces.extend(hidden.into_iter().flat_map(|gap| frozen.range(gap)));
+            pieces.extend(hidden.into_iter().flat_map(|gap| layer.range(gap)));
             pieces.sort_unstable_by_key(|piece| piece.first);
         }
         let root = found.header.root;
-        self.start_map_read(group, root, first, count, pieces, token);
+        self.start_map_read(group, root, first, count, pieces, purpose);
         Ok(())
     }
 
@@ -89,7 +127,7 @@ impl Chunks {
         first: u64,
         count: u64,
         pieces: Vec<Piece>,
-        token: u64,
+        purpose: Purpose,
     ) {
         assert!(count <= u64::from(READ_BLOCKS_MAX), "a read of {count} blocks");
         let found = &self.groups[&group];
@@ -104,7 +142,7 @@ impl Chunks {
         self.next_read += 1;
         // One more than the walks, so that it cannot finish before all of them have begun.
         let waiting = walks.len() + 1;
-        let read = ReadState { token, first, count, segments, gaps, waiting, corrupt: BTreeSet::new() };
+        let read = ReadState { group, purpose, first, count, segments, gaps, waiting, corrupt: BTreeSet::new() };
         self.reads.insert(serial, read);
         for (leaf, walk) in walks {
             match walk {
@@ -151,7 +189,7 @@ impl Chunks {
                 Run::Device { first, offset, checksums } => {
                     let length = (checksums.len() * BLOCK_BYTES) as u32;
                     let id = self.ids.take();
-                    self.pending.insert(id, Pending::Blocks { read: serial, first_block: first });
+                    self.pending.insert(id, Pending::Blocks { read: serial, first_block: first, offset });
                     self.ops.push(DeviceOp::Read { id, offset, length });
                     read.waiting += 1;
                     read.segments.insert(first, Segment::Awaited(checksums));
@@ -161,7 +199,7 @@ impl Chunks {
         self.finish_step(serial);
     }
 
-    pub(super) fn on_blocks(&mut self, serial: u64, first: u64, result: Result<Bytes, DeviceError>) {
+    pub(super) fn on_blocks(&mut self, serial: u64, first: u64, offset: u64, result: Result<Bytes, DeviceError>) {
         let read = self.reads.get_mut(&serial).expect("a read with an operation is in flight");
         let segment = read.segments.get_mut(&first).expect("an operation fills a segment");
         let Segment::Awaited(checksums) = segment else { panic!("a segment is filled once") };
@@ -173,13 +211,30 @@ impl Chunks {
                 let before = read.corrupt.len();
                 read.corrupt.extend(bad);
                 self.counters.corrupt_blocks += (read.corrupt.len() - before) as u64;
-                *segment = Segment::Data(data);
+                *segment = match read.purpose {
+                    Purpose::Scrub => Segment::Nothing(checksums.len() as u64),
+                    Purpose::Bytes { .. } | Purpose::Copy { .. } => Segment::Data(data),
+                };
+            }
+            Err(_) if checksums.len() > 1 => {
+                // One sector fails the whole operation: its neighbours may well be readable by themselves.
+                self.counters.read_errors += 1;
+                for ((checksum, block), offset) in
+                    std::mem::take(checksums).into_iter().zip(first..).zip((offset..).step_by(BLOCK_BYTES))
+                {
+                    let id = self.ids.take();
+                    self.pending.insert(id, Pending::Blocks { read: serial, first_block: block, offset });
+                    self.ops.push(DeviceOp::Read { id, offset, length: BLOCK_BYTES as u32 });
+                    read.waiting += 1;
+                    read.segments.insert(block, Segment::Awaited(vec![checksum]));
+                }
             }
             Err(_) => {
                 // A sector that cannot be read is lost like one that reads wrong: peers have it.
                 self.counters.read_errors += 1;
-                self.counters.corrupt_blocks += checksums.len() as u64;
-                read.corrupt.extend(first..first + checksums.len() as u64);
+                self.counters.corrupt_blocks += 1;
+                read.corrupt.insert(first);
+                *segment = Segment::Nothing(1);
             }
         }
         self.finish_step(serial);
@@ -191,12 +246,46 @@ impl Chunks {
         read.waiting -= 1;
         if read.waiting == 0 {
             let read = self.reads.remove(&serial).expect("it was found above");
-            self.events.push(StoreEvent::Read { token: read.token, result: read.into_result() });
+            let slots: BTreeSet<u64> = read.corrupt.iter().map(|block| block / SLOT_BLOCKS).collect();
+            self.tell_corrupt(read.group, slots.into_iter().collect());
+            match read.purpose {
+                Purpose::Bytes { token } => {
+                    self.events.push(StoreEvent::Read { token, result: read.into_result() });
+                }
+                Purpose::Copy { token, index } => {
+                    let result = Ok(read.into_copy(index));
+                    self.repair_events.push(RepairEvent::SlotRead { token, result });
+                }
+                Purpose::Scrub => self.on_scrubbed_blocks(read.blocks_read()),
+            }
         }
     }
 }
 
 impl ReadState {
+    /// The disk has failed: whoever waits hears it.
+    pub fn into_failed(self) -> Option<StoreEvent> {
+        match self.purpose {
+            Purpose::Bytes { token } => Some(StoreEvent::Read { token, result: Err(ReadError::Failed) }),
+            Purpose::Copy { .. } | Purpose::Scrub => None,
+        }
+    }
+
+    fn blocks_read(&self) -> u64 {
+        let read = |segment: &Segment| if let Segment::Nothing(count) = segment { *count } else { 0 };
+        self.segments.values().map(read).sum()
+    }
+
+    fn into_copy(self, index: u64) -> SlotCopy {
+        let bad = self.corrupt.iter().fold(0, |mask, block| mask | 1 << (block - self.first));
+        let piece = |(first, segment)| match segment {
+            Segment::Data(data) => (first - self.first, (data.len() / BLOCK_BYTES) as u64, Some(data)),
+            Segment::Zero(count) | Segment::Nothing(count) => (first - self.first, count, None),
+            Segment::Awaited(_) => panic!("an answered read awaits nothing"),
+        };
+        copy_of(index, self.segments.into_iter().map(piece).collect(), bad)
+    }
+
     fn into_result(self) -> Result<Bytes, ReadError> {
         if let Some(first_block) = self.corrupt.first().copied() {
             let count =
@@ -215,7 +304,7 @@ impl ReadState {
             match segment {
                 Segment::Data(data) => bytes.extend_from_slice(&data),
                 Segment::Zero(count) => bytes.resize(bytes.len() + count as usize * BLOCK_BYTES, 0),
-                Segment::Awaited(_) => panic!("an answered read awaits nothing"),
+                Segment::Awaited(_) | Segment::Nothing(_) => panic!("a whole read has all of its blocks"),
             }
         }
         assert_eq!(bytes.len(), self.count as usize * BLOCK_BYTES, "segments cover the read");
@@ -230,22 +319,6 @@ impl From<Piece> for Segment {
             Content::Zero => Segment::Zero(piece.count),
         }
     }
-}
-
-/// What sorted pieces leave of the range.
-fn gaps(range: Range<u64>, pieces: &[Piece]) -> Vec<Range<u64>> {
-    let mut gaps = Vec::new();
-    let mut next = range.start;
-    for piece in pieces {
-        if piece.first > next {
-            gaps.push(next..piece.first);
-        }
-        next = piece.end();
-    }
-    if next < range.end {
-        gaps.push(next..range.end);
-    }
-    gaps
 }
 
 /// Splits a range of a leaf's blocks at every change of source.

@@ -8,4 +8,5 @@ mod install;
 mod oracle;
 mod payload;
 mod readers;
+mod repair;
 mod space;

@@ -44,6 +44,8 @@ pub enum Waiter {
     Read { read: u64, walk: Walk },
     Commit { walk: Walk },
     Question { serial: u64 },
+    Mend { serial: u64, walk: Walk },
+    Scrub,
     Drop,
 }
 
@@ -133,6 +135,8 @@ impl Chunks {
                 Waiter::Read { read, walk } => self.walk_for_read(read, walk),
                 Waiter::Commit { walk } => self.walk_for_commit(walk),
                 Waiter::Question { serial } => self.advance_question(serial),
+                Waiter::Mend { serial, walk } => self.walk_for_mend(serial, walk),
+                Waiter::Scrub => self.on_scrub_page(),
                 Waiter::Drop => self.drops.front_mut().expect("a drop waits until it is done").waiting = false,
             }
         }
@@ -194,7 +198,8 @@ impl Chunks {
     pub(super) fn settle_frees(&mut self) {
         let oldest_read = self.reads.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
         let oldest_question = self.questions.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
-        let oldest = oldest_read.min(oldest_question);
+        let oldest_mend = self.mends.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
+        let oldest = oldest_read.min(oldest_question).min(oldest_mend).min(self.scrub.oldest(self.next_read));
         while let Some((barrier, _)) = self.frees.front() {
             if *barrier > oldest {
                 return;

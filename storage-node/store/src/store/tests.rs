@@ -1,4 +1,5 @@
 mod crash;
+mod hostile;
 pub(crate) mod model;
 mod payload;
 mod random;

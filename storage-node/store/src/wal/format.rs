@@ -8,7 +8,7 @@ use holdfast_id::{DiskId, GroupId, ReplicaId};
 use crate::bytes_at::{put, take, u16_at, u32_at, u64_at};
 use crate::device::BLOCK_BYTES;
 use crate::group::{HARD_STATE_BYTES_MAX, HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX};
-use crate::superblock::MARKS;
+use crate::superblock::{COUNT_MAX, MARKS};
 use crate::wal::extents::{self, EXTENTS_BYTES_MAX, Extent};
 
 const BATCH_MAGIC: [u8; 8] = *b"HFBATCH1";
@@ -104,6 +104,8 @@ impl BatchHeader {
             && header.groups as usize <= GROUPS_MAX
             && table_offset >= BATCH_HEADER_BYTES
             && table_offset.checked_add(table_bytes)? <= length
+            && header.sequence <= COUNT_MAX
+            && header.generation <= COUNT_MAX
             && header.previous < header.sequence
             && header.oldest_sequence <= header.sequence
             && header.oldest_generation <= header.generation;
@@ -178,7 +180,8 @@ impl TableEntry {
             last_index: u64_at(bytes, 56),
         };
         let known = flags & !(FLAG_HARD_STATE | FLAG_ANCHOR) == 0;
-        (known && entry.first_index <= entry.last_index).then_some(entry)
+        let counts = entry.first_index <= entry.last_index && entry.last_index.max(entry.truncate_from) <= COUNT_MAX;
+        (known && counts).then_some(entry)
     }
 }
 
@@ -257,6 +260,9 @@ pub(super) fn decode_record(rest: &mut Bytes, groups: usize) -> Result<WalRecord
     if usize::from(slot) >= groups {
         return Err(format!("a record of group {slot} of {groups}"));
     }
+    if index > COUNT_MAX {
+        return Err(format!("a record at index {index}"));
+    }
     if header > HEADER_BYTES_MAX || payload > PAYLOAD_BYTES_MAX || list > EXTENTS_BYTES_MAX {
         return Err(format!("a record of {header} + {payload} + {list} bytes"));
     }
@@ -319,7 +325,7 @@ impl Mark {
         if block[..8] != MARK_MAGIC || crc32c::crc32c(&block[CHECKED_FROM..]) != u32_at(block, 8) {
             return None;
         }
-        Some(Mark {
+        let mark = Mark {
             disk: DiskId::from_bytes(take(block, 16))?,
             number: u64_at(block, 32),
             sequence: u64_at(block, 40),
@@ -327,6 +333,8 @@ impl Mark {
             end: u64_at(block, 56),
             oldest_sequence: u64_at(block, 64),
             oldest_generation: u64_at(block, 72),
-        })
+        };
+        let counts = [mark.number, mark.sequence, mark.generation, mark.oldest_sequence, mark.oldest_generation];
+        counts.iter().all(|count| *count <= COUNT_MAX).then_some(mark)
     }
 }

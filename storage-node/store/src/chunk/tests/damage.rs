@@ -222,6 +222,11 @@ fn fail_reads(machine: &mut Machine) {
         let error = DeviceError::Read { offset, length: u64::from(length), reason: "medium".to_owned() };
         machine.chunks.on_completion(id, Err(error));
     }
+    // An operation for several blocks is tried again block by block.
+    for op in machine.chunks.take_ops() {
+        let error = DeviceError::Read { offset: 0, length: 4096, reason: "medium".to_owned() };
+        machine.chunks.on_completion(op.id(), Err(error));
+    }
 }
 
 #[test]

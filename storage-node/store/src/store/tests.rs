@@ -203,6 +203,7 @@ fn a_full_disk_and_a_full_wal_are_told_apart_and_both_recover() {
     disk.store.apply(group(1), index + 1, discard);
     disk.store.checkpoint(group(1), index + 1, state("less")).unwrap();
     disk.run();
+    disk.store.release(group(1), index + 1);
     disk.store.append(append(1, index + 2, index + 2, vec![1; 8 * BLOCK])).expect("there is space again");
 }
 

@@ -31,6 +31,10 @@ bugs! {
     AcknowledgeBeforeFlush = "acknowledge-before-flush",
     /// WAL batches are written without a flush.
     SkipWalFlush = "skip-wal-flush",
+    /// A batch is told durable without a flush of the payloads that its records name.
+    SkipPayloadFlush = "skip-payload-flush",
+    /// The slots of truncated records are given away before the truncation is durable.
+    ReuseSlotUnderLog = "reuse-slot-under-log",
     /// A checkpoint's header is written without a flush of what it names.
     SkipSlotFlush = "skip-slot-flush",
     /// A delta is taken for complete whatever the hash of the map is.

@@ -22,7 +22,8 @@ use holdfast_planted::Bug;
 use holdfast_store::chunk::blocks_for_payload;
 use holdfast_store::device::BLOCK_BYTES;
 use holdfast_store::group::{
-    APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, RECORDS_MAX, Record, RecoveredGroup, StoreError,
+    APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, PayloadAt, RECORDS_MAX, Record, RecoveredGroup,
+    StoreError,
 };
 use holdfast_store::store::Store;
 
@@ -49,6 +50,9 @@ pub trait StateMachine {
     /// # Errors
     /// The command cannot be read by this build; the replica stops.
     fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, Self::Error>;
+
+    /// Where applying the command writes its payload, if all of it goes to one place: the store then writes it once.
+    fn payload_at(command: &LogCommand) -> Option<PayloadAt>;
 
     fn encode_state(&self) -> Bytes;
 
@@ -626,8 +630,16 @@ impl<S: StateMachine> Replica<S> {
         let restart = self.restart_log && !persist.entries.is_empty();
         self.restart_log &= !restart;
         append.truncate_from = if restart { Some(1) } else { truncate_from };
+        if let Some(from) = append.truncate_from {
+            for refused in &mut self.refused {
+                refused.records.retain(|record| record.index < from);
+            }
+            // By itself it is never refused for space, and what it truncates may hold the space that the records need.
+            let next = self.next_append();
+            self.refused.push_back(std::mem::replace(&mut append, next));
+        }
         let mut bytes = 0;
-        for record in persist.entries.iter().map(record) {
+        for record in persist.entries.iter().map(record::<S>) {
             let length = record.header.len() + record.payload.len();
             if bytes + length > APPEND_BYTES_MAX || append.records.len() == RECORDS_MAX {
                 let next = self.next_append();
@@ -766,12 +778,12 @@ impl<S: StateMachine> Replica<S> {
     }
 }
 
-fn record(entry: &Entry<LogCommand>) -> Record {
+fn record<S: StateMachine>(entry: &Entry<LogCommand>) -> Record {
     let mut header = BytesMut::with_capacity(64);
     codec::put_entry_header(&mut header, entry);
-    let payload = match &entry.body {
-        Body::Command(command) => command.payload.clone(),
-        Body::Noop | Body::Configuration(_) => Bytes::new(),
+    let (payload, at) = match &entry.body {
+        Body::Command(command) => (command.payload.clone(), S::payload_at(command)),
+        Body::Noop | Body::Configuration(_) => (Bytes::new(), None),
     };
-    Record { index: entry.position.index.0, header: header.freeze(), payload }
+    Record { index: entry.position.index.0, header: header.freeze(), payload, at }
 }

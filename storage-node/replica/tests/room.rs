@@ -15,7 +15,7 @@ use holdfast_replica::rebuild::Permits;
 use holdfast_replica::replica::{Applied, Context, Output, Replica, StateMachine, initial_state};
 use holdfast_store::device::memory::MemoryDevice;
 use holdfast_store::device::{BLOCK_BYTES, Device};
-use holdfast_store::group::{Mutation, RecoveredGroup, StoreEvent};
+use holdfast_store::group::{Mutation, PayloadAt, RecoveredGroup, StoreEvent};
 use holdfast_store::ops::DeviceOp;
 use holdfast_store::store::Store;
 use holdfast_store::superblock::FormatOptions;
@@ -31,15 +31,20 @@ impl StateMachine for Slots {
     type Error = Infallible;
 
     fn apply(&mut self, _: LogIndex, command: &LogCommand) -> Result<Applied<()>, Infallible> {
-        let first_block = 16 * u64::from_le_bytes(command.header[..].try_into().unwrap());
+        let PayloadAt { first_block, checksums } = Self::payload_at(command).unwrap();
         let data = command.payload.clone();
         let mutation = if data.is_empty() {
             Mutation::Zero { first_block, count: 16, discard: true }
         } else {
-            let checksums: Arc<[u32]> = data.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
             Mutation::Write { first_block, data, checksums }
         };
         Ok(Applied { outcome: (), mutations: vec![mutation] })
+    }
+
+    fn payload_at(command: &LogCommand) -> Option<PayloadAt> {
+        let first_block = 16 * u64::from_le_bytes(command.header[..].try_into().unwrap());
+        let checksums: Arc<[u32]> = command.payload.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+        Some(PayloadAt { first_block, checksums })
     }
 
     fn encode_state(&self) -> Bytes {

@@ -4,7 +4,8 @@ use bytes::Bytes;
 use holdfast_consensus::LogIndex;
 use holdfast_metadata::{ApplyError, Catalogue};
 use holdfast_replica::{Applied, LogCommand, StateMachine};
-use holdfast_volume::{DecodeError, Mutation, Outcome, Volume};
+use holdfast_store::group::{OUT_OF_PLACE_BYTES_MIN, PayloadAt};
+use holdfast_volume::{Command, DecodeError, Mutation, Outcome, Volume};
 
 pub(crate) struct VolumeMachine {
     pub(crate) volume: Volume,
@@ -25,6 +26,19 @@ impl StateMachine for VolumeMachine {
             }
         });
         Ok(Applied { outcome: applied.outcome, mutations: mutations.collect() })
+    }
+
+    fn payload_at(command: &LogCommand) -> Option<PayloadAt> {
+        // Shorter ones stay in the log wherever they go.
+        if command.payload.len() < OUT_OF_PLACE_BYTES_MIN {
+            return None;
+        }
+        match Command::decode(&command.header) {
+            Ok(decoded @ Command::Write { .. }) if decoded.payload_bytes() != command.payload.len() => None,
+            Ok(Command::Write { first_block, checksums, .. }) => Some(PayloadAt { first_block, checksums }),
+            // What cannot be applied is found out when it is.
+            Ok(_) | Err(_) => None,
+        }
     }
 
     fn encode_state(&self) -> Bytes {
@@ -48,6 +62,10 @@ impl StateMachine for CatalogueMachine {
     fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, ApplyError> {
         let outcome = self.catalogue.apply(index.0, &command.header)?;
         Ok(Applied { outcome, mutations: Vec::new() })
+    }
+
+    fn payload_at(_: &LogCommand) -> Option<PayloadAt> {
+        None
     }
 
     fn encode_state(&self) -> Bytes {

@@ -285,7 +285,7 @@ impl Machine {
     }
 
     pub fn submit(&mut self, now: Timestamp, op: DeviceOp) {
-        if let DeviceOp::Write { offset, data, durable: true, .. } = &op
+        if let DeviceOp::Write { offset, data, .. } = &op
             && self.log_region.contains(offset)
         {
             self.log_writes.push_back((*offset, data.len() as u64));

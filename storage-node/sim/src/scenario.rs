@@ -31,7 +31,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 15] = [
+pub const MARKS: [&str; 14] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -46,7 +46,6 @@ pub const MARKS: [&str; 15] = [
     "members of a volume moved under load",
     "a leader change in a joint change",
     "blocks repaired from a peer",
-    "a page of the map lost",
 ];
 
 /// Members of the metadata plane.
@@ -473,9 +472,6 @@ impl Scenario {
         for machine in &self.world.machines {
             let Some(shard) = &machine.shard else { continue };
             let report = shard.report();
-            if report.counters.corrupt_pages > 0 {
-                self.world.marks.insert("a page of the map lost");
-            }
             for volume in &report.volumes {
                 if volume.repair.repaired_blocks > 0 {
                     self.world.marks.insert("blocks repaired from a peer");
@@ -571,7 +567,7 @@ impl Scenario {
             for volume in report.iter().flat_map(|report| &report.volumes) {
                 let r = &volume.replica;
                 text.push_str(&format!(
-                    "\n    {} {:?} term {} last {} flushed {} committed {} applied {} checkpointed {} serving {} epoch {} lagging {} stopped {:?} peers {:?} may vote {} members {:?} from {:?}",
+                    "\n    {} {:?} term {} last {} flushed {} committed {} applied {} checkpointed {} serving {} epoch {} lagging {} rebuilding {} {:?} stopped {:?} peers {:?} may vote {} members {:?} from {:?}",
                     volume.volume,
                     r.standing,
                     r.term.0,
@@ -583,6 +579,8 @@ impl Scenario {
                     r.serving,
                     volume.epoch.0,
                     volume.lagging.len(),
+                    r.rebuilding,
+                    volume.rebuilds,
                     r.stopped,
                     r.peers.iter().map(|(_, flushed, reachable)| (flushed.0, *reachable)).collect::<Vec<_>>(),
                     r.may_vote,

@@ -16,6 +16,8 @@
 //!    the last change in the frozen layer.
 //! 2. *Write back*: each changed block goes to its slot. A slot that P does not name is fresh. In a slot that P does
 //!    name the block is overwritten in place. Map pages and a long state go to fresh places, always.
+//!    A slot all of whose data an append has put into a slot of its own is not written: N's map adopts that one, which
+//!    the records in (P, N] name and P does not; see [`payload`].
 //! 3. *Flush*. Data and pages may share it: nothing durable names the pages yet.
 //! 4. *Header*: that of N goes, durably, to the copy that does not hold the intent.
 //! 5. What only P named is freed, and the frozen layer forgotten.
@@ -31,8 +33,9 @@
 //! between P and W after such a restart carries W on. Where the WAL has lost a record of (P, W], a delta from P
 //! repairs the replica, for the sender's map has each of the slots in doubt as changed above P.
 //!
-//! A crash after 4 leaves N. Its blocks and pages were flushed in 3; what P alone named is free at open, because open
-//! takes as named only what the headers in force name.
+//! A crash after 4 leaves N. Its blocks and pages were flushed in 3, adopted ones before their entries were applied; what
+//! P alone named is free at open, because open takes as named only what the headers in force name, and records of the WAL
+//! above them.
 //!
 //! A block that P's map holds as absent (zero, discarded) is written in place without harm: nobody reads it through P.
 //!
@@ -64,6 +67,7 @@ mod layout;
 mod open;
 mod overlay;
 mod page;
+mod payload;
 mod plan;
 mod read;
 mod repair;
@@ -89,10 +93,12 @@ use crate::chunk::commit::{Commit, CommitIo, Kind};
 use crate::chunk::frozen::{Freeze, Question};
 use crate::chunk::header::{Counts, Header, StateHome};
 pub use crate::chunk::layout::GROUPS_MAX;
-use crate::chunk::layout::{Layout, Named, Place};
+pub(crate) use crate::chunk::layout::Place;
+use crate::chunk::layout::{Layout, Named};
 use crate::chunk::overlay::Layer;
 pub use crate::chunk::page::INDEX_MAX;
 use crate::chunk::page::{BLOCKS_MAX, Root};
+use crate::chunk::payload::Homes;
 use crate::chunk::read::ReadState;
 use crate::chunk::repair::Mend;
 use crate::chunk::scrub::{Scrub, ScrubIo};
@@ -170,6 +176,10 @@ pub struct Chunks {
     allocator: Allocator,
     /// Blocks promised to appends and to layers that are not written back.
     reserved_blocks: u64,
+    /// Blocks promised to entries above their group's checkpoint, applied or not: what a restart would promise.
+    promised_blocks: u64,
+    /// Slots held for such entries.
+    held_slots: u64,
     /// Overlay of the groups that were not asked for a checkpoint since their last one.
     unasked_bytes: u64,
     cache: PageCache,
@@ -185,6 +195,8 @@ pub struct Chunks {
     /// Free once every read with a serial number below the first has finished.
     frees: VecDeque<(u64, Vec<Named>)>,
     drops: VecDeque<MapDrop>,
+    /// Slots that were held for records and are not any more; see [`Chunks::take_orphans`].
+    orphans: Vec<Place>,
     next_frozen: u64,
     /// By serial number, from the same count as reads.
     questions: BTreeMap<u64, Question>,
@@ -225,6 +237,10 @@ struct Group {
     applied: u64,
     /// Blocks promised to appended entries that are not applied yet, by their index.
     promised: BTreeMap<u64, u64>,
+    /// What was promised to applied entries above the checkpoint.
+    promised_before: BTreeMap<u64, u64>,
+    /// Slots that records above the checkpoint name, by their index.
+    payloads: BTreeMap<u64, Homes>,
     /// The oldest first.
     freezes: Vec<Freeze>,
     /// A creation, checkpoint or deletion is under way or queued.
@@ -249,6 +265,8 @@ impl Group {
             mended: Layer::default(),
             heal_header: false,
             promised: BTreeMap::new(),
+            promised_before: BTreeMap::new(),
+            payloads: BTreeMap::new(),
             freezes: Vec::new(),
             committing: false,
             deleting: false,
@@ -361,7 +379,7 @@ impl Chunks {
             };
             assert!(count <= ZERO_BLOCKS_MAX, "{count} blocks are changed at once");
             assert!(first.checked_add(count).is_some_and(|end| end <= BLOCKS_MAX), "block {first} is beyond every map");
-            found.active.apply(index, mutation);
+            found.active.apply(index, mutation, found.payloads.get(&index));
         }
         self.count_change(group, blocks_before, bytes_before);
         self.settle_promises(group, index);
@@ -371,7 +389,7 @@ impl Chunks {
     /// The active layer has grown from those sizes.
     fn count_change(&mut self, group: GroupId, blocks_before: u64, bytes_before: u64) {
         let found = self.groups.get_mut(&group).expect("its layer was changed");
-        self.reserved_blocks += found.active.blocks_needed() - blocks_before;
+        self.reserved_blocks = self.reserved_blocks + found.active.blocks_needed() - blocks_before;
         if !found.wanted {
             self.unasked_bytes += found.active.bytes() - bytes_before;
             if found.active.bytes() > self.limits.group_overlay_bytes {

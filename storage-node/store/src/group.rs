@@ -23,6 +23,9 @@ pub const STATE_BYTES_MAX: usize = 16 << 20;
 pub const RECORDS_MAX: usize = 1024;
 /// Most bytes of headers and payloads in one append.
 pub const APPEND_BYTES_MAX: usize = 2 << 20;
+/// Payloads from this length on leave the log where they cover whole slots: below it, two writes cost more than the
+/// second copy that a checkpoint makes.
+pub const OUT_OF_PLACE_BYTES_MIN: usize = 64 << 10;
 
 /// One entry of a group's log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,9 +35,20 @@ pub struct Record {
     pub header: Bytes,
     /// Empty, or whole blocks of 4096 bytes, at most [`PAYLOAD_BYTES_MAX`].
     pub payload: Bytes,
+    /// Lets a long payload go straight to its place on the disk. `None`: not known; recovered records have none.
+    pub at: Option<PayloadAt>,
 }
 
-/// What becomes durable together, in this order: the hard state, the truncation, the records.
+/// Where applying a record writes its payload, if it writes anything: all of it, in one mutation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PayloadAt {
+    pub first_block: u64,
+    /// crc32c of every block of the payload, as the mutation will have them.
+    pub checksums: Arc<[u32]>,
+}
+
+/// What becomes durable in this order: the hard state, the truncation, the records. A crash before `Flushed` may leave
+/// it without its last records, where the payloads of those did not reach the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Append {
     pub group: GroupId,

@@ -8,7 +8,7 @@ use crate::device::Device;
 use crate::group::{Damage, OpenError};
 use crate::ops::OpIds;
 use crate::superblock::Superblock;
-use crate::wal::{Inspection, Stretch, inspect};
+use crate::wal::{Extent, Inspection, Stretch, inspect};
 
 /// What a disk holds, for people.
 #[derive(Debug)]
@@ -25,6 +25,10 @@ struct GroupDescription {
     name: String,
     checkpoint_index: u64,
     records: Option<(u64, u64)>,
+    /// Bytes of the records' payloads that lie in slots.
+    slot_bytes: usize,
+    /// The payload of the record after the last was torn.
+    torn_payload: bool,
     damage: Option<Damage>,
 }
 
@@ -49,9 +53,9 @@ pub struct Finding {
 /// Reads the superblock, the whole WAL and every map.
 pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
     let superblock = Superblock::read(device)?.ok_or(OpenError::NotFormatted)?;
-    let (chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
+    let (mut chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), Limits::default())?;
     let bases: Vec<_> = checkpointed.iter().map(crate::store::base_of).collect();
-    let (wal, logs) = inspect(device, &superblock, &bases)?;
+    let (wal, logs) = inspect(device, &superblock, &bases, &mut chunks)?;
     let groups = checkpointed
         .into_iter()
         .zip(logs)
@@ -59,6 +63,8 @@ pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
             name: format!("{} replica {}", checkpointed.group, checkpointed.replica),
             checkpoint_index: checkpointed.index,
             records: log.records.first().zip(log.records.last()).map(|(first, last)| (first.index, last.index)),
+            slot_bytes: log.placed.iter().flat_map(|(_, placed)| placed).map(Extent::bytes_in_slots).sum(),
+            torn_payload: log.torn_payload,
             damage: checkpointed.damage.or(log.damage),
         })
         .collect();
@@ -96,6 +102,11 @@ pub fn check(device: &dyn Device) -> Result<Vec<Finding>, OpenError> {
         find(Severity::Error, format!("entry {entry} of the group table is lost, and the group in it"));
     }
     for group in &described.groups {
+        if group.torn_payload {
+            let last = group.records.map_or(group.checkpoint_index, |(_, last)| last);
+            let text = format!("{}: the payload of record {} is torn; it was never acknowledged", group.name, last + 1);
+            find(Severity::Note, text);
+        }
         match &group.damage {
             None => {}
             Some(Damage::Log { intact_to }) => {
@@ -139,6 +150,9 @@ impl fmt::Display for Description {
             match group.records {
                 Some((first, last)) => write!(f, ", records {first} to {last}")?,
                 None => f.write_str(", no records")?,
+            }
+            if group.slot_bytes > 0 {
+                write!(f, ", {} bytes of payload in slots", group.slot_bytes)?;
             }
             match &group.damage {
                 Some(Damage::Log { intact_to }) => writeln!(f, ", DAMAGED above {intact_to}")?,

@@ -50,7 +50,7 @@ pub enum DeviceOp {
     /// Completes with exactly `length` bytes.
     Read { id: OpId, offset: u64, length: u32 },
     /// `durable`: completes only once this write is durable. A write and its flush may be one operation of the disk.
-    Write { id: OpId, offset: u64, data: AlignedBuffer, durable: bool },
+    Write { id: OpId, offset: u64, data: WriteBytes, durable: bool },
     /// When it completes, every write that completed before its submission is durable.
     Flush { id: OpId },
 }
@@ -224,6 +224,40 @@ impl fmt::Debug for AlignedBuffer {
     }
 }
 
+/// What a write writes: shared bytes whose address is a multiple of [`BLOCK_BYTES`], as direct I/O needs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct WriteBytes(Bytes);
+
+impl WriteBytes {
+    /// The bytes themselves where their address suits, else a copy.
+    pub fn aligned(bytes: Bytes) -> WriteBytes {
+        if (bytes.as_ptr() as usize).is_multiple_of(BLOCK_BYTES) {
+            WriteBytes(bytes)
+        } else {
+            AlignedBuffer::padded(&bytes).into()
+        }
+    }
+}
+
+impl From<AlignedBuffer> for WriteBytes {
+    fn from(buffer: AlignedBuffer) -> WriteBytes {
+        WriteBytes(buffer.into_bytes())
+    }
+}
+
+impl Deref for WriteBytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for WriteBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WriteBytes({} bytes)", self.0.len())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -242,6 +276,15 @@ mod tests {
         let address = buffer.as_ptr();
         assert_eq!(buffer.into_bytes().as_ptr(), address);
         assert_eq!(AlignedBuffer::zeroed(0).len(), 0);
+    }
+
+    #[test]
+    fn what_is_written_is_copied_only_where_its_address_does_not_suit() {
+        let bytes = AlignedBuffer::padded(&[7; 3 * BLOCK_BYTES]).into_bytes();
+        let suits = bytes.slice(BLOCK_BYTES..);
+        assert_eq!(WriteBytes::aligned(suits.clone()).as_ptr(), suits.as_ptr());
+        let copied = WriteBytes::aligned(bytes.slice(512..512 + BLOCK_BYTES));
+        assert_eq!((copied.as_ptr() as usize % BLOCK_BYTES, copied.len(), copied[0]), (0, BLOCK_BYTES, 7));
     }
 
     #[test]

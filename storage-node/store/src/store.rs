@@ -7,23 +7,24 @@
 //! batch whose hard states it replaces; records leave the WAL only below a durable checkpoint; once either part has
 //! failed, both have, and that is told once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
+use holdfast_planted::Bug;
 
 use crate::chunk::{
-    ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, RepairEvent, SlotCopy,
+    ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, Place, RepairEvent, SlotCopy,
 };
-use crate::device::{BLOCK_BYTES, Device};
+use crate::device::Device;
 use crate::group::{
-    Append, AppendError, FormatError, GroupState, InstallError, InstalledSlot, Mutation, OpenError, Record,
-    RecoveredGroup, StoreError, StoreEvent, Usage,
+    Append, AppendError, FormatError, GroupState, InstallError, InstalledSlot, Mutation, OpenError, RecoveredGroup,
+    StoreError, StoreEvent, Usage,
 };
 use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
 use crate::superblock::{FormatOptions, Superblock};
-use crate::wal::{GroupBase, RecoveredLog, Wal};
+use crate::wal::{Extent, GroupBase, RecoveredLog, Wal};
 
 /// See the module.
 pub struct Store {
@@ -34,6 +35,10 @@ pub struct Store {
     checkpoints: BTreeMap<GroupId, (u64, u64)>,
     /// Groups that were told `CheckpointWanted` and have made no checkpoint since.
     wanted: BTreeSet<GroupId>,
+    /// Slots of truncated records: free when the batch of this sequence, which truncates them, is durable.
+    truncated: VecDeque<(u64, Vec<Place>)>,
+    /// Slots that chunks hold for records no more: free when every payload write below this number has completed.
+    orphans: VecDeque<(u64, Vec<Place>)>,
     idle_op: Option<DeviceOp>,
     events: Vec<StoreEvent>,
     failed: bool,
@@ -72,13 +77,15 @@ impl Store {
 
         let (mut chunks, checkpointed) = Chunks::open(device, superblock.chunks, OpIds::chunks(), limits)?;
         let bases: Vec<GroupBase> = checkpointed.iter().map(base_of).collect();
-        let (wal, logs) = Wal::open(device, &superblock, &bases)?;
+        let (wal, logs) = Wal::open(device, &superblock, &bases, &mut chunks)?;
         let mut groups = Vec::with_capacity(checkpointed.len());
         for (checkpointed, log) in checkpointed.into_iter().zip(logs) {
-            for record in &log.records {
-                let blocks = payload_blocks(record);
-                let promised = chunks.reserve_recovered(checkpointed.group, record.index, blocks);
-                promised.expect("the group was found by the same chunks");
+            let placed: BTreeMap<u64, &Vec<Extent>> =
+                log.placed.iter().map(|(index, placed)| (*index, placed)).collect();
+            for record in log.records.iter().filter(|record| record.index > checkpointed.index) {
+                let placed = placed.get(&record.index).map_or(&[][..], |placed| placed);
+                chunks.reserve_recovered(checkpointed.group, record, placed);
+                chunks.hold(checkpointed.group, record.index, placed);
             }
             groups.push(recovered(checkpointed, log));
         }
@@ -88,6 +95,8 @@ impl Store {
             chunks,
             checkpoints: BTreeMap::new(),
             wanted: BTreeSet::new(),
+            truncated: VecDeque::new(),
+            orphans: VecDeque::new(),
             idle_op: None,
             events: Vec::new(),
             failed: false,
@@ -182,12 +191,19 @@ impl Store {
             return Err(AppendError::Failed);
         }
         let group = append.group;
-        let accepted = self.reserve(&append).and_then(|()| self.wal.append(&append));
+        let mut placed = Vec::with_capacity(append.records.len());
+        let accepted = self.place(&append, &mut placed).and_then(|()| self.wal.append(&append, &placed));
         match (&accepted, append.truncate_from) {
-            (Ok(()), Some(from)) => {
+            (Ok(sequence), Some(from)) => {
                 // Records beyond the new end are gone, and their promises with them.
                 let end = append.records.last().map_or(from, |record| record.index + 1);
                 self.chunks.unreserve(group, end);
+                let slots = self.chunks.truncate_payloads(group, from);
+                if holdfast_planted::is(Bug::ReuseSlotUnderLog) {
+                    self.chunks.free_slots(slots);
+                } else if !slots.is_empty() {
+                    self.truncated.push_back((*sequence, slots));
+                }
             }
             // With a truncation the old records are still there, and may still need what was promised.
             (Err(_), None) => {
@@ -195,10 +211,18 @@ impl Store {
                     self.chunks.unreserve(group, first.index);
                 }
             }
-            (Ok(()), None) | (Err(_), Some(_)) => {}
+            (Ok(_), None) | (Err(_), Some(_)) => {}
+        }
+        match &accepted {
+            Ok(_) => {
+                for (record, placed) in append.records.iter().zip(&placed) {
+                    self.chunks.hold(group, record.index, placed);
+                }
+            }
+            Err(_) => placed.iter().for_each(|placed| self.chunks.release(placed)),
         }
         self.settle();
-        accepted
+        accepted.map(|_| ())
     }
 
     /// Committed and flushed here; reads see it at once. In the order of the log.
@@ -332,6 +356,7 @@ impl Store {
             return Vec::new();
         }
         let mut ops = self.chunks.take_ops();
+        ops.extend(self.wal.take_payload_ops());
         ops.extend(self.idle_op.take());
         ops.extend(self.wal.take_ops());
         ops
@@ -343,13 +368,14 @@ impl Store {
         std::mem::take(&mut self.events)
     }
 
-    fn reserve(&mut self, append: &Append) -> Result<(), AppendError> {
+    /// Reserves the space of every record, and finds the places of their payloads.
+    fn place(&mut self, append: &Append, placed: &mut Vec<Vec<Extent>>) -> Result<(), AppendError> {
         for record in &append.records {
-            let reserved = self.chunks.reserve(append.group, record.index, payload_blocks(record));
-            reserved.map_err(|error| match error {
+            let extents = self.chunks.place_record(append.group, record).map_err(|error| match error {
                 StoreError::Full => AppendError::NoSpace,
                 _ => AppendError::UnknownGroup,
             })?;
+            placed.push(extents);
         }
         Ok(())
     }
@@ -370,6 +396,22 @@ impl Store {
         }
         for event in self.wal.take_events() {
             self.tell(event);
+        }
+        self.free_slots();
+    }
+
+    /// Gives back the slots of records that are gone, once nothing durable names them and nothing writes to them.
+    fn free_slots(&mut self) {
+        let orphans = self.chunks.take_orphans();
+        if !orphans.is_empty() {
+            self.orphans.push_back((self.wal.next_payload_write(), orphans));
+        }
+        let (wal, chunks) = (&self.wal, &mut self.chunks);
+        while let Some((_, slots)) = self.truncated.pop_front_if(|(sequence, _)| *sequence <= wal.flushed_sequence()) {
+            chunks.free_slots(slots);
+        }
+        while let Some((_, slots)) = self.orphans.pop_front_if(|(number, _)| wal.payloads_written_below(*number)) {
+            chunks.free_slots(slots);
         }
     }
 
@@ -425,10 +467,6 @@ fn recovered(checkpointed: CheckpointedGroup, log: RecoveredLog) -> RecoveredGro
         // Without its checkpoint the log is of no use, whether whole or not.
         damage: checkpointed.damage.or(log.damage),
     }
-}
-
-fn payload_blocks(record: &Record) -> u64 {
-    record.payload.len().div_ceil(BLOCK_BYTES) as u64
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@
 //! all groups gather in the next: one durable write per batch, and never two batches in flight, so that whatever a
 //! crash leaves, every batch before the last was durable. That is what tells a torn tail from damage.
 //!
+//! A long payload does not lie in its batch: the chunks gave it slots, and its record names them. Those writes go out
+//! at once, and a batch that has any is made durable by a flush that follows all of them; see [`payload`].
+//!
 //! Use `generation` of the ring lies in segment `generation % segments`. The oldest generation that some group needs
 //! is named in every batch and in the two marks; a segment is overwritten only after a durable batch or mark says
 //! that its old batches are not needed any more. The marks are written when the WAL is idle, too: then a bad last
@@ -12,8 +15,10 @@
 //! The store drives it. It does not know checkpoints but by index and batch sequence, and never reads at run time.
 
 mod batch;
+mod extents;
 mod format;
 mod groups;
+mod payload;
 mod recovery;
 
 use std::collections::VecDeque;
@@ -22,9 +27,11 @@ use holdfast_id::{DiskId, GroupId, ReplicaId};
 use holdfast_planted::Bug;
 
 use self::batch::{Batch, encoded_bytes};
+pub(crate) use self::extents::Extent;
 use self::format::{BatchHeader, Mark};
 use self::groups::Groups;
-pub(crate) use self::recovery::{GroupBase, Inspection, RecoveredLog, Stretch, inspect};
+use self::payload::PayloadWrites;
+pub(crate) use self::recovery::{GroupBase, Inspection, RecoveredLog, Slots, Stretch, inspect};
 use crate::device::{BLOCK_BYTES, Device, Region};
 use crate::group::{
     APPEND_BYTES_MAX, Append, AppendError, HARD_STATE_BYTES_MAX, HEADER_BYTES_MAX, OpenError, PAYLOAD_BYTES_MAX,
@@ -52,6 +59,7 @@ pub(crate) struct Wal {
     /// Closed, placed, waiting for the one before.
     queue: VecDeque<Placed>,
     in_flight: Option<InFlight>,
+    payloads: PayloadWrites,
     next_sequence: u64,
     /// Where the next closed batch goes if it fits.
     head: Place,
@@ -87,8 +95,19 @@ struct Placed {
 }
 
 enum InFlight {
-    Batch { id: OpId, batch: Placed, oldest_generation: u64 },
+    Batch { id: OpId, batch: Placed, oldest_generation: u64, stage: Stage },
     Mark { id: OpId, mark: Mark },
+}
+
+/// How far a batch in flight is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Without payloads in slots: its write is durable by itself.
+    Durable,
+    Writing,
+    /// Waits for payload writes.
+    Written,
+    Flushing,
 }
 
 impl Wal {
@@ -113,17 +132,35 @@ impl Wal {
         device: &dyn Device,
         superblock: &Superblock,
         bases: &[GroupBase],
+        slots: &mut dyn Slots,
     ) -> Result<(Wal, Vec<RecoveredLog>), OpenError> {
-        recovery::open(device, superblock, bases)
+        recovery::open(device, superblock, bases, slots)
     }
 
     pub(crate) fn bytes_total(&self) -> u64 {
         self.region.bytes()
     }
 
-    /// Bytes of the segments that cannot be overwritten.
+    /// Bytes of the segments that cannot be overwritten, and of the payloads that their records have elsewhere: those
+    /// cost the memory and the time of recovery that they would cost here.
     pub(crate) fn bytes_used(&self) -> u64 {
-        (self.head.generation - self.oldest_generation() + 1).min(self.segments) * self.segment_bytes
+        let segments = (self.head.generation - self.oldest_generation() + 1).min(self.segments);
+        (segments * self.segment_bytes + self.groups.slot_bytes()).min(self.bytes_total())
+    }
+
+    /// Every batch up to it is durable, with its payloads.
+    pub(crate) fn flushed_sequence(&self) -> u64 {
+        self.flushed_sequence
+    }
+
+    /// Payload writes that are asked for from now on have this number and higher ones.
+    pub(crate) fn next_payload_write(&self) -> u64 {
+        self.payloads.next_number()
+    }
+
+    /// Whether every payload write with a lower number has completed.
+    pub(crate) fn payloads_written_below(&self, number: u64) -> bool {
+        self.payloads.completed_below(number)
     }
 
     /// The mark is behind what is flushed, and nothing is in flight: call [`Wal::on_idle`] soon.
@@ -137,7 +174,8 @@ impl Wal {
     }
 
     pub(crate) fn on_completion(&mut self, id: OpId, result: Result<(), DeviceError>) {
-        let in_flight = self.in_flight.take().expect("a completion follows its operation");
+        let of_payload = self.payloads.complete(id);
+        let in_flight = if of_payload { None } else { self.in_flight.take() };
         if self.failed {
             return;
         }
@@ -145,9 +183,17 @@ impl Wal {
             self.fail(&error.to_string());
             return;
         }
-        match in_flight {
-            InFlight::Batch { id: submitted, batch, oldest_generation } => {
+        if of_payload {
+            return;
+        }
+        match in_flight.expect("a completion follows its operation") {
+            InFlight::Batch { id: submitted, batch, oldest_generation, stage } => {
                 assert_eq!(id, submitted, "one operation is in flight");
+                if stage == Stage::Writing {
+                    self.in_flight = Some(InFlight::Batch { id, batch, oldest_generation, stage: Stage::Written });
+                    return;
+                }
+                assert_ne!(stage, Stage::Written, "what waits for payloads has no operation in flight");
                 self.on_batch_durable(&batch, oldest_generation);
                 if !holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
                     self.tell_flushed(&batch.batch);
@@ -171,6 +217,7 @@ impl Wal {
             self.failed = true;
             self.open = None;
             self.queue.clear();
+            self.payloads.clear_queue();
             self.events.push(StoreEvent::Failed { reason: reason.to_owned() });
         }
     }
@@ -188,19 +235,28 @@ impl Wal {
         self.groups.remove(group);
     }
 
+    /// `placed`: for each record where its payload goes. The answer is the sequence of the batch it is in.
+    ///
     /// # Panics
     /// Where the records do not continue the group's log.
-    pub(crate) fn append(&mut self, append: &Append) -> Result<(), AppendError> {
+    pub(crate) fn append(&mut self, append: &Append, placed: &[Vec<Extent>]) -> Result<u64, AppendError> {
+        assert_eq!(append.records.len(), placed.len(), "each record has its extents");
         if self.failed {
             return Err(AppendError::Failed);
         }
         let log = self.groups.get(append.group).ok_or(AppendError::UnknownGroup)?;
         let replica = log.replica;
         let last = last_after(append, log.last_appended, log.checkpoint_index);
-        let bytes = self.check_limits(append)?;
+        let bytes = self.check_limits(append, placed)?;
+        let slot_bytes: usize = placed.iter().flatten().map(Extent::bytes_in_slots).sum();
+        if !self.groups.has_room_for(slot_bytes as u64, self.region.bytes()) {
+            self.ask_for_checkpoints();
+            return Err(AppendError::Full);
+        }
         let closes = self.open.as_ref().is_some_and(|open| {
             let new_group = !open.holds(append.group) && !open.has_room_for_a_group();
-            new_group || open.length_with(bytes) > self.batch_bytes_max()
+            let with_payloads = open.length_with(bytes) + open.slot_bytes + slot_bytes;
+            new_group || open.length_with(bytes) > self.batch_bytes_max() || with_payloads > BATCH_BYTES_MAX
         });
         let place = self.place_with(bytes, closes);
         let control = append.records.is_empty();
@@ -211,9 +267,24 @@ impl Wal {
         if closes {
             self.close_open();
         }
-        self.open_batch(bytes).append(append, replica);
+        let batch = self.open_batch(bytes);
+        batch.append(append, placed, replica);
+        let sequence = batch.sequence;
         self.groups.get_mut(append.group).expect("looked up above").last_appended = last;
-        Ok(())
+        if let Some(from) = append.truncate_from {
+            self.groups.forget_payloads(append.group, from);
+        }
+        for (record, placed) in append.records.iter().zip(placed) {
+            self.groups.note_payload(append.group, record.index, placed);
+            let mut at = 0;
+            for extent in placed {
+                if let Extent::Slots { offset, .. } = extent {
+                    self.payloads.push(sequence, *offset, record.payload.slice(at..at + extent.bytes()));
+                }
+                at += extent.bytes();
+            }
+        }
+        Ok(sequence)
     }
 
     /// Batches up to the returned one hold no hard state that the group appends after this call.
@@ -236,10 +307,18 @@ impl Wal {
         self.groups.release(group, to);
     }
 
-    /// At most one operation is in flight; call again after each completion and each append.
+    /// Writes of payloads; call again after each completion and each append.
+    pub(crate) fn take_payload_ops(&mut self) -> Vec<DeviceOp> {
+        if self.failed { Vec::new() } else { self.payloads.take_ops(&mut self.ids) }
+    }
+
+    /// Of the log itself at most one operation is in flight; call again after each completion and each append.
     pub(crate) fn take_ops(&mut self) -> Option<DeviceOp> {
-        if self.failed || self.in_flight.is_some() {
+        if self.failed {
             return None;
+        }
+        if self.in_flight.is_some() {
+            return self.flush_written();
         }
         if self.queue.is_empty() {
             self.close_open();
@@ -257,13 +336,17 @@ impl Wal {
     }
 
     fn anchor_in_open(&mut self, group: GroupId, replica: ReplicaId, from: u64) {
+        self.batch_for_one_record().anchor(group, replica, from);
+    }
+
+    fn batch_for_one_record(&mut self) -> &mut Batch {
         let full = self.open.as_ref().is_some_and(|open| {
             !open.has_room_for_a_group() || open.length_with(batch::ANCHOR_BYTES) > self.batch_bytes_max()
         });
         if full {
             self.close_open();
         }
-        self.open_batch(batch::ANCHOR_BYTES).anchor(group, replica, from);
+        self.open_batch(batch::ANCHOR_BYTES)
     }
 
     fn open_batch(&mut self, bytes: usize) -> &mut Batch {
@@ -274,7 +357,12 @@ impl Wal {
         })
     }
 
-    fn check_limits(&self, append: &Append) -> Result<usize, AppendError> {
+    /// The log of `group` ends before `from`: what came later was torn.
+    fn truncate_in_open(&mut self, group: GroupId, replica: ReplicaId, from: u64) {
+        self.batch_for_one_record().truncate(group, replica, from);
+    }
+
+    fn check_limits(&self, append: &Append, placed: &[Vec<Extent>]) -> Result<usize, AppendError> {
         let limit = |fits: bool, what, limit| if fits { Ok(()) } else { Err(AppendError::TooLarge { what, limit }) };
         limit(append.records.len() <= RECORDS_MAX, "records", RECORDS_MAX)?;
         let hard_state = append.hard_state.as_ref().map_or(0, |bytes| bytes.len());
@@ -286,7 +374,7 @@ impl Wal {
             data += record.header.len() + record.payload.len();
         }
         limit(data <= APPEND_BYTES_MAX, "bytes of an append", APPEND_BYTES_MAX)?;
-        let bytes = encoded_bytes(append);
+        let bytes = encoded_bytes(append, placed);
         let most = self.batch_bytes_max() - format::BATCH_HEADER_BYTES;
         limit(bytes <= most, "bytes of an append on a disk with these segments", most)?;
         Ok(bytes)
@@ -342,6 +430,10 @@ impl Wal {
             let groups = self.groups.ask_for_checkpoints(generation);
             self.events.extend(groups.into_iter().map(|group| StoreEvent::CheckpointWanted { group }));
         }
+        if self.groups.slot_bytes() > self.bytes_total() / 4 * 3 {
+            let group = self.groups.ask_for_payloads();
+            self.events.extend(group.map(|group| StoreEvent::CheckpointWanted { group }));
+        }
     }
 
     fn close_open(&mut self) {
@@ -349,11 +441,12 @@ impl Wal {
         let length = batch.close() as u64;
         let end = self.behind(self.head, length);
         let rolled = end.generation != self.head.generation;
+        let slot_bytes = batch.slot_bytes;
         let place = Place { generation: end.generation, offset: end.offset - length };
         self.head = end;
         self.batch_capacity = (length as usize).max(BATCH_CAPACITY_MIN);
         self.queue.push_back(Placed { batch, place, length });
-        if rolled {
+        if rolled || slot_bytes > 0 {
             self.ask_for_checkpoints();
         }
     }
@@ -369,8 +462,25 @@ impl Wal {
         if holdfast_planted::is(Bug::AcknowledgeBeforeFlush) {
             self.tell_flushed(&placed.batch);
         }
-        self.in_flight = Some(InFlight::Batch { id, batch: placed, oldest_generation });
-        DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }
+        let flushed_later = placed.batch.slot_bytes > 0 && !holdfast_planted::is(Bug::SkipPayloadFlush);
+        let stage = if flushed_later { Stage::Writing } else { Stage::Durable };
+        self.in_flight = Some(InFlight::Batch { id, batch: placed, oldest_generation, stage });
+        let durable = stage == Stage::Durable && !holdfast_planted::is(Bug::SkipWalFlush);
+        DeviceOp::Write { id, offset, data: data.into(), durable }
+    }
+
+    /// The flush of a batch whose write, and those of its payloads, have completed.
+    fn flush_written(&mut self) -> Option<DeviceOp> {
+        match &mut self.in_flight {
+            Some(InFlight::Batch { id, batch, stage: stage @ Stage::Written, .. })
+                if !self.payloads.pending(batch.batch.sequence) =>
+            {
+                *id = self.ids.take();
+                *stage = Stage::Flushing;
+                Some(DeviceOp::Flush { id: *id })
+            }
+            _ => None,
+        }
     }
 
     /// The device offset and bytes of a placed batch.
@@ -429,7 +539,7 @@ impl Wal {
             oldest_generation,
         };
         let id = self.ids.take();
-        let data = AlignedBuffer::padded(&mark.encode());
+        let data = AlignedBuffer::padded(&mark.encode()).into();
         let offset = mark.device_offset();
         self.in_flight = Some(InFlight::Mark { id, mark });
         DeviceOp::Write { id, offset, data, durable: !holdfast_planted::is(Bug::SkipWalFlush) }

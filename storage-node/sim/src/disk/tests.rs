@@ -11,7 +11,12 @@ fn disk(seed: u64) -> SimDisk {
 }
 
 fn write(id: u64, block: u64, fill: u8, durable: bool) -> DeviceOp {
-    DeviceOp::Write { id: OpId(id), offset: block * BLOCK, data: AlignedBuffer::padded(&[fill; BLOCK_BYTES]), durable }
+    DeviceOp::Write {
+        id: OpId(id),
+        offset: block * BLOCK,
+        data: AlignedBuffer::padded(&[fill; BLOCK_BYTES]).into(),
+        durable,
+    }
 }
 
 fn read(id: u64, block: u64) -> DeviceOp {

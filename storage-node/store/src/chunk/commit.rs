@@ -4,7 +4,7 @@
 //! while many writes wait, so that a large layer neither stalls the shard nor fills memory: jobs refer to the overlay's
 //! buffers and are copied, into aligned ones, only when they are submitted.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use holdfast_id::GroupId;
@@ -53,6 +53,8 @@ pub struct Commit {
     pub freed: Vec<Named>,
     /// What only the new one names.
     pub taken: Vec<Named>,
+    /// Homes of payloads that the new map names.
+    pub adopted: BTreeSet<Place>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,7 @@ impl Commit {
             headers: if kind == Kind::Checkpoint { 1 } else { 2 },
             freed: Vec::new(),
             taken: Vec::new(),
+            adopted: BTreeSet::new(),
         }
     }
 
@@ -260,7 +263,7 @@ impl Chunks {
     fn write(&mut self, place: Place, data: AlignedBuffer) {
         let id = self.ids.take();
         self.pending.insert(id, Pending::Commit(CommitIo::Write));
-        self.ops.push(DeviceOp::Write { id, offset: self.layout.offset(place), data, durable: false });
+        self.ops.push(DeviceOp::Write { id, offset: self.layout.offset(place), data: data.into(), durable: false });
     }
 
     /// Blocks are copied as they are, with the checksums the map has for them: a corrupt one stays corrupt until it
@@ -315,7 +318,7 @@ impl Chunks {
         let id = self.ids.take();
         self.pending.insert(id, Pending::Commit(io));
         let offset = self.layout.header_offset(header.entry, header.generation);
-        let data = AlignedBuffer::padded(&header.encode());
+        let data = AlignedBuffer::padded(&header.encode()).into();
         self.ops.push(DeviceOp::Write { id, offset, data, durable: true });
     }
 
@@ -337,6 +340,9 @@ impl Chunks {
             Kind::Checkpoint => {
                 let layer = group.frozen.take().expect("a checkpoint has frozen a layer");
                 self.reserved_blocks -= layer.blocks_needed();
+                let (passed, orphans) = group.pass_payloads(header.index, &commit.adopted);
+                self.held_slots -= passed;
+                self.orphans.extend(orphans);
                 // Of a group that was not asked, what was applied meanwhile counts already.
                 if std::mem::take(&mut group.wanted) {
                     self.unasked_bytes += group.active.bytes();
@@ -349,6 +355,7 @@ impl Chunks {
                 group.header = header;
                 group.header.forget_below = forget_below;
                 let mended = !group.mended.is_empty();
+                self.pass_promises(id, index);
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });
                 if mended {
                     self.want_checkpoint_for_mended(id);
@@ -359,6 +366,10 @@ impl Chunks {
                 freed.extend(group.freezes.drain(..).flat_map(|freeze| freeze.dead));
                 let promised: u64 = group.promised.values().sum();
                 self.reserved_blocks -= promised + group.active.blocks_needed() + group.mended.blocks_needed();
+                self.promised_blocks -= promised + group.promised_before.values().sum::<u64>();
+                let held = group.drop_payloads(0);
+                self.held_slots -= held.len() as u64;
+                self.orphans.extend(held);
                 self.mended_bytes -= group.mended.bytes();
                 self.unasked_bytes -= if group.wanted { 0 } else { group.active.bytes() };
                 self.entries.insert(header.entry, header.generation);

@@ -87,6 +87,12 @@ impl Layout {
         self.region.start + place.0 * BLOCK_BYTES as u64
     }
 
+    /// The place that starts at a byte of the device; `None` where none does.
+    pub fn place_at(&self, offset: u64) -> Option<Place> {
+        let within = offset.checked_sub(self.region.start).filter(|_| offset < self.region.end)?;
+        within.is_multiple_of(BLOCK_BYTES as u64).then_some(Place(within / BLOCK_BYTES as u64))
+    }
+
     /// Byte of the device where one of the two headers of a table entry lies. Headers alternate by generation.
     pub fn header_offset(&self, entry: u32, generation: u64) -> u64 {
         assert!(entry < self.groups_max);

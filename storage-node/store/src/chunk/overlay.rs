@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::chunk::layout::SLOT_BLOCKS;
+use crate::chunk::layout::{Place, SLOT_BLOCKS};
 use crate::chunk::page::{LEAF_BLOCKS, LEVEL_MAX};
+use crate::chunk::payload::Homes;
 use crate::device::BLOCK_BYTES;
 use crate::group::{InstalledSlot, Mutation};
 
@@ -67,6 +68,9 @@ pub struct Layer {
     /// Slots that data was ever written to in this layer, also where a later zero hides it: exactly the slots that
     /// may need a place, or a tombstone though the map has never heard of them.
     slots: BTreeSet<u64>,
+    /// Slots whose data lies in a place of its own already: all of it is of the payload that was written there, though
+    /// zeroes may hide some. A subset of `slots`.
+    homes: BTreeMap<u64, Place>,
     leaves: BTreeSet<u64>,
     /// Slots with blocks that were mended: they go to a fresh place.
     mended: BTreeSet<u64>,
@@ -129,13 +133,21 @@ impl Layer {
         last.map(|slot| slot * SLOT_BLOCKS / LEAF_BLOCKS)
     }
 
-    /// Blocks of the disk that writing this layer back takes at most: a new slot for each slot written, and each
-    /// touched leaf with a path of its own to the root.
-    pub fn blocks_needed(&self) -> u64 {
-        self.slots.len() as u64 * SLOT_BLOCKS + self.leaves.len() as u64 * (u64::from(LEVEL_MAX) + 1)
+    /// Where the data of a slot lies already, if all of it does.
+    pub fn home(&self, slot: u64) -> Option<Place> {
+        self.homes.get(&slot).copied()
     }
 
-    pub fn apply(&mut self, index: u64, mutation: Mutation) {
+    /// Blocks of the disk that writing this layer back takes at most: a new slot for each slot written that has no
+    /// home, and each touched leaf with a path of its own to the root. It falls where a payload with a home covers
+    /// what was written without one.
+    pub fn blocks_needed(&self) -> u64 {
+        (self.slots.len() - self.homes.len()) as u64 * SLOT_BLOCKS
+            + self.leaves.len() as u64 * (u64::from(LEVEL_MAX) + 1)
+    }
+
+    /// `homes`: the slots that the payload of the entry was written to.
+    pub fn apply(&mut self, index: u64, mutation: Mutation, homes: Option<&Homes>) {
         let piece = match mutation {
             Mutation::Write { first_block, data, checksums } => {
                 let count = (data.len() / BLOCK_BYTES) as u64;
@@ -154,7 +166,14 @@ impl Layer {
         self.last_index = index;
         self.clear(piece.first..piece.end());
         if matches!(piece.content, Content::Data { .. }) {
-            self.slots.extend(piece.first / SLOT_BLOCKS..=(piece.end() - 1) / SLOT_BLOCKS);
+            let touched = piece.first / SLOT_BLOCKS..=(piece.end() - 1) / SLOT_BLOCKS;
+            self.slots.extend(touched.clone());
+            for slot in touched {
+                match homes.and_then(|homes| homes.of_slot(piece.first, slot)) {
+                    Some(place) => self.homes.insert(slot, place),
+                    None => self.homes.remove(&slot),
+                };
+            }
         }
         let leaves = piece.first / LEAF_BLOCKS..=(piece.end() - 1) / LEAF_BLOCKS;
         self.bytes += PIECE_BYTES + TOUCHED_BYTES * (leaves.end() - leaves.start() + 1);
@@ -255,13 +274,13 @@ mod tests {
     #[test]
     fn later_pieces_cut_earlier_ones() {
         let mut layer = Layer::default();
-        layer.apply(1, write(10, 10, 1));
-        layer.apply(2, Mutation::Zero { first_block: 12, count: 2, discard: true });
-        layer.apply(3, write(18, 4, 3));
+        layer.apply(1, write(10, 10, 1), None);
+        layer.apply(2, Mutation::Zero { first_block: 12, count: 2, discard: true }, None);
+        layer.apply(3, write(18, 4, 3), None);
         let all = vec![(10, 2, 1, Some(0)), (12, 2, 2, None), (14, 4, 1, Some(4)), (18, 4, 3, Some(0))];
         assert_eq!(shape(&layer, 0..100), all);
         assert_eq!(shape(&layer, 15..19), vec![(15, 3, 1, Some(5)), (18, 1, 3, Some(0))]);
-        layer.apply(4, Mutation::Zero { first_block: 0, count: 1 << 14, discard: false });
+        layer.apply(4, Mutation::Zero { first_block: 0, count: 1 << 14, discard: false }, None);
         assert_eq!(shape(&layer, 0..100), vec![(0, 100, 4, None)]);
         assert!(layer.has_written(1), "a hidden write still needs its tombstone");
         assert_eq!(layer.leaves().len(), 64);

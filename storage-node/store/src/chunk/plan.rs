@@ -184,6 +184,14 @@ impl Chunks {
         entry.lost &= !(zeroed | written);
         if entry.present == 0 {
             entry.place = Place::NONE;
+        } else if let Some(home) = layer.home(slot) {
+            // All sixteen blocks are changed here, and those written lie there: what goes on naming it is the map.
+            assert_eq!(written | zeroed, u16::MAX, "a payload with a home covers its slot");
+            entry.place = home;
+            changed.clear();
+            commit.adopted.insert(home);
+            commit.taken.push(Named::Slot(home));
+            commit.count(|counts| counts.slots += 1);
         } else if old.place.is_none()
             || written != 0 && (layer.has_mended(slot) || self.is_shared(commit.header.group, old.place))
         {

@@ -194,7 +194,7 @@ impl Chunks {
         let mut layer = Layer::default();
         for run in runs_of(taken & !copy.present) {
             let count = run.end - run.start;
-            layer.apply(index, Mutation::Zero { first_block: first + run.start, count, discard: true });
+            layer.apply(index, Mutation::Zero { first_block: first + run.start, count, discard: true }, None);
         }
         let held = copy.present & !copy.bad;
         let data = (0..SLOT_BLOCKS).filter(|block| held & (1 << block) != 0).zip(copy.data.chunks_exact(BLOCK_BYTES));
@@ -204,7 +204,11 @@ impl Chunks {
                 return Mending::Mismatch;
             }
             let data = copy.data.slice_ref(data);
-            layer.apply(index, Mutation::Write { first_block: first + block, data, checksums: [checksum].into() });
+            layer.apply(
+                index,
+                Mutation::Write { first_block: first + block, data, checksums: [checksum].into() },
+                None,
+            );
         }
         let result = Mending::Mended { blocks: taken.count_ones(), missing: wanted & copy.bad };
         if layer.is_empty() || self.keep_mended(*group, layer) { result } else { Mending::Full }
@@ -305,7 +309,7 @@ impl Layer {
                 }
                 Content::Zero => Mutation::Zero { first_block, count: piece.count, discard: true },
             };
-            self.apply(piece.index, mutation);
+            self.apply(piece.index, mutation, None);
         }
     }
 }

@@ -4,6 +4,10 @@
 //! bound from its payload's length alone, and for each layer of the overlay an upper bound from what it touches. Both
 //! take every touched slot for a new one, whether the map has a place for it or not: the map may not be in memory, and
 //! a frozen map makes it true. So a nearly full disk refuses appends a little early, and asks for checkpoints first.
+//!
+//! What layers share of the promises to their entries is no longer known after a restart, when all of them are made
+//! again; and the group may need to append a little more before it knows what was committed. So the promises to applied
+//! entries count until a checkpoint passes those, and one is asked for before they take half of what is free.
 
 use std::collections::VecDeque;
 
@@ -31,8 +35,13 @@ pub const fn blocks_for_payload(blocks: u64) -> u64 {
         return 0;
     }
     let slots = (blocks - 1).div_ceil(SLOT_BLOCKS) + 1;
+    slots * SLOT_BLOCKS + leaf_blocks_for_payload(blocks)
+}
+
+/// Of that the part of the map.
+pub const fn leaf_blocks_for_payload(blocks: u64) -> u64 {
     let leaves = (blocks - 1).div_ceil(LEAF_BLOCKS) + 1;
-    slots * SLOT_BLOCKS + leaves * (LEVEL_MAX as u64 + 1)
+    leaves * (LEVEL_MAX as u64 + 1)
 }
 
 impl Chunks {
@@ -48,12 +57,24 @@ impl Chunks {
 
     /// Promises the entry the space it needs, before its append is accepted. The promise ends when it is applied, or
     /// with [`Chunks::unreserve`]. Refused with `Full`; a checkpoint is asked for where that would help.
+    #[cfg(test)]
     pub fn reserve(&mut self, group: GroupId, index: u64, payload_blocks: u64) -> Result<(), StoreError> {
-        let needed = blocks_for_payload(payload_blocks);
+        self.reserve_blocks_for(group, index, 0, blocks_for_payload(payload_blocks))
+    }
+
+    /// As [`Chunks::reserve`], where `slots` are taken at once and `promised` blocks later.
+    pub(super) fn reserve_blocks_for(
+        &mut self,
+        group: GroupId,
+        index: u64,
+        slots: u64,
+        promised: u64,
+    ) -> Result<(), StoreError> {
+        let needed = slots * SLOT_BLOCKS + promised;
         if needed > 0 && !self.has_room(needed) {
             return Err(StoreError::Full);
         }
-        self.promise(group, index, needed)
+        self.promise(group, index, promised)
     }
 
     /// Whether so many blocks could be promised now; a checkpoint is asked for where they cannot, and that would help.
@@ -65,23 +86,20 @@ impl Chunks {
         has_room
     }
 
-    /// As [`Chunks::reserve`], for a record found at open: it was promised its space before.
-    pub fn reserve_recovered(&mut self, group: GroupId, index: u64, payload_blocks: u64) -> Result<(), StoreError> {
-        self.promise(group, index, blocks_for_payload(payload_blocks))
-    }
-
     /// Takes back the promises to entries from `index` on: they were truncated, or their append was refused.
     pub fn unreserve(&mut self, group: GroupId, index: u64) {
         let Some(found) = self.groups.get_mut(&group) else { return };
-        let dropped = found.promised.split_off(&index);
-        self.reserved_blocks -= dropped.values().sum::<u64>();
+        let dropped: u64 = found.promised.split_off(&index).values().sum();
+        self.reserved_blocks -= dropped;
+        self.promised_blocks -= dropped + found.promised_before.split_off(&index).values().sum::<u64>();
     }
 
-    fn promise(&mut self, group: GroupId, index: u64, blocks: u64) -> Result<(), StoreError> {
+    pub(super) fn promise(&mut self, group: GroupId, index: u64, blocks: u64) -> Result<(), StoreError> {
         let found = self.groups.get_mut(&group).filter(|found| !found.deleting).ok_or(StoreError::UnknownGroup)?;
         if blocks > 0 && index > found.applied {
             let replaced = found.promised.insert(index, blocks).unwrap_or(0);
             self.reserved_blocks = self.reserved_blocks + blocks - replaced;
+            self.promised_blocks = self.promised_blocks + blocks - replaced;
         }
         Ok(())
     }
@@ -90,12 +108,24 @@ impl Chunks {
     pub(super) fn settle_promises(&mut self, group: GroupId, index: u64) {
         let Some(found) = self.groups.get_mut(&group) else { return };
         while let Some(first) = found.promised.first_entry().filter(|first| *first.key() <= index) {
-            self.reserved_blocks -= first.remove();
+            let (index, blocks) = first.remove_entry();
+            self.reserved_blocks -= blocks;
+            found.promised_before.insert(index, blocks);
+        }
+    }
+
+    /// A checkpoint has passed the entries up to `index`.
+    pub(super) fn pass_promises(&mut self, group: GroupId, index: u64) {
+        self.settle_promises(group, index);
+        let Some(found) = self.groups.get_mut(&group) else { return };
+        while let Some(first) = found.promised_before.first_entry().filter(|first| *first.key() <= index) {
+            self.promised_blocks -= first.remove();
         }
     }
 
     pub(super) fn available_blocks(&self) -> u64 {
-        (self.allocator.free_slots() * SLOT_BLOCKS).saturating_sub(self.reserved_blocks)
+        let promised = self.reserved_blocks.max(self.promised_blocks);
+        (self.allocator.free_slots() * SLOT_BLOCKS).saturating_sub(promised)
     }
 
     pub(super) fn reserve_blocks(&self) -> u64 {
@@ -104,7 +134,10 @@ impl Chunks {
 
     /// Asks for the checkpoints that memory or space need. Costs nothing while neither is short.
     pub(super) fn want_checkpoints(&mut self) {
-        let tight = self.available_blocks() < 2 * self.reserve_blocks();
+        let owed = self.promised_blocks + self.held_slots * SLOT_BLOCKS;
+        let half = (self.allocator.free_slots() + self.held_slots) * SLOT_BLOCKS / 2;
+        let tight = self.available_blocks() < 2 * self.reserve_blocks()
+            || owed > half && !self.groups.values().any(|group| group.wanted);
         while self.unasked_bytes > self.limits.overlay_bytes || tight && self.unasked_bytes > 0 {
             // The largest; of equals the first.
             let largest = self.groups.iter().rev().filter(|(_, group)| !group.wanted);

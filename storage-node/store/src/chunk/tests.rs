@@ -6,6 +6,7 @@ mod golden;
 mod harness;
 mod install;
 mod oracle;
+mod payload;
 mod readers;
 mod repair;
 mod space;

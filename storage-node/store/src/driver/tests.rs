@@ -22,8 +22,12 @@ fn wait(driver: &mut dyn Driver, count: usize) -> BTreeMap<OpId, Result<Bytes, D
 fn exercise(driver: &mut dyn Driver) {
     let block = |byte| AlignedBuffer::padded(&[byte; 4096]);
     // More operations than any driver takes at once.
-    let writes =
-        (0..200).map(|n| DeviceOp::Write { id: OpId(n), offset: n * 4096, data: block(n as u8), durable: n % 7 == 0 });
+    let writes = (0..200).map(|n| DeviceOp::Write {
+        id: OpId(n),
+        offset: n * 4096,
+        data: block(n as u8).into(),
+        durable: n % 7 == 0,
+    });
     driver.submit(writes.collect());
     assert!(wait(driver, 200).values().all(|result| result.as_ref().is_ok_and(Bytes::is_empty)));
     driver.submit(vec![

@@ -46,6 +46,28 @@ fn a_sound_disk_is_described_without_a_write_and_has_no_findings() {
 }
 
 #[test]
+fn payloads_in_slots_are_described_and_a_torn_one_is_a_note() {
+    let mut run = written();
+    run.append(1, 0, false, &[32, 16]);
+    while run.step(|_| {}) {}
+    let device = ReadOnly(run.device.fork());
+    let text = describe(&device).unwrap().to_string();
+    assert!(text.contains("records 1 to 5, 196608 bytes of payload in slots"), "{text}");
+    assert_eq!(check(&device).unwrap(), []);
+    // The last slot that the chunks took.
+    let superblock = Superblock::read(&run.device).unwrap().unwrap();
+    let mut block = vec![0; 4096];
+    let written = (superblock.chunks.start..superblock.chunks.end).step_by(4096).filter(|offset| {
+        run.device.read_at(*offset, &mut block).unwrap();
+        block.iter().any(|byte| *byte != 0)
+    });
+    run.device.corrupt(written.last().unwrap(), 1);
+    let findings = check(&ReadOnly(run.device.fork())).unwrap();
+    let [Finding { severity: Severity::Note, text }] = findings.as_slice() else { panic!("{findings:?}") };
+    assert!(text.contains("the payload of record 5 is torn"), "{text}");
+}
+
+#[test]
 fn findings_have_their_severity_and_the_worst_comes_first() {
     let run = written();
     let superblock = Superblock::read(&run.device).unwrap().unwrap();

@@ -1,6 +1,7 @@
 mod crash;
 mod hostile;
 pub(crate) mod model;
+mod payload;
 mod random;
 
 use std::sync::Arc;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use holdfast_id::{ClusterId, DiskId, NodeId, VolumeId};
 
 use super::*;
+use crate::device::BLOCK_BYTES;
 use crate::device::memory::MemoryDevice;
-use crate::group::{Damage, ReadError};
+use crate::group::{Damage, ReadError, Record};
 
 const BLOCK: usize = BLOCK_BYTES;
 
@@ -49,7 +51,7 @@ fn state(text: &str) -> GroupState {
 }
 
 fn append(number: u8, sequence: u64, index: u64, payload: Vec<u8>) -> Append {
-    let record = Record { index, header: Bytes::from_static(b"header"), payload: payload.into() };
+    let record = Record { index, header: Bytes::from_static(b"header"), payload: payload.into(), at: None };
     let hard_state = Some(Bytes::from(format!("hard {sequence}")));
     Append { group: group(number), sequence, hard_state, truncate_from: None, records: vec![record] }
 }
@@ -201,6 +203,7 @@ fn a_full_disk_and_a_full_wal_are_told_apart_and_both_recover() {
     disk.store.apply(group(1), index + 1, discard);
     disk.store.checkpoint(group(1), index + 1, state("less")).unwrap();
     disk.run();
+    disk.store.release(group(1), index + 1);
     disk.store.append(append(1, index + 2, index + 2, vec![1; 8 * BLOCK])).expect("there is space again");
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
 
+use super::extents::{self, Extent};
 use super::format::{
     BATCH_HEADER_BYTES, BatchHeader, GROUPS_MAX, RECORD_HEADER_BYTES, TABLE_ENTRY_BYTES, TableEntry, anchor_header,
     entry_header, hard_state_header, truncate_header,
@@ -13,7 +14,7 @@ use crate::device::BLOCK_BYTES;
 use crate::group::{Append, Record};
 use crate::ops::AlignedBuffer;
 
-/// Bytes that an anchor adds to a batch.
+/// Bytes that an anchor, or a truncation alone, adds to a batch.
 pub(super) const ANCHOR_BYTES: usize = RECORD_HEADER_BYTES + TABLE_ENTRY_BYTES;
 
 pub(super) struct Batch {
@@ -25,21 +26,34 @@ pub(super) struct Batch {
     pub appended: Vec<Option<u64>>,
     slots: BTreeMap<GroupId, u16>,
     table_offset: usize,
+    /// Bytes of its records' payloads that lie in slots.
+    pub slot_bytes: usize,
 }
 
-/// Bytes that `append` adds to a batch, its table entry included.
-pub(super) fn encoded_bytes(append: &Append) -> usize {
+/// Bytes that `append` adds to a batch, its table entry included. `placed`: the extents of each record's payload.
+pub(super) fn encoded_bytes(append: &Append, placed: &[Vec<Extent>]) -> usize {
     let hard_state = append.hard_state.as_ref().map_or(0, |bytes| RECORD_HEADER_BYTES + bytes.len());
     let truncation = append.truncate_from.map_or(0, |_| RECORD_HEADER_BYTES);
-    let record = |record: &Record| RECORD_HEADER_BYTES + record.header.len() + record.payload.len();
-    hard_state + truncation + append.records.iter().map(record).sum::<usize>() + TABLE_ENTRY_BYTES
+    let record = |(record, placed): (&Record, &Vec<Extent>)| {
+        let payload = extents::encoded_bytes(placed) + extents::inline_bytes(placed, record.payload.len());
+        RECORD_HEADER_BYTES + record.header.len() + payload
+    };
+    hard_state + truncation + append.records.iter().zip(placed).map(record).sum::<usize>() + TABLE_ENTRY_BYTES
 }
 
 impl Batch {
     pub fn new(sequence: u64, capacity: usize) -> Batch {
         let mut buffer = AlignedBuffer::with_capacity(capacity);
         buffer.extend_from_slice(&[0; BATCH_HEADER_BYTES]);
-        Batch { sequence, buffer, table: Vec::new(), appended: Vec::new(), slots: BTreeMap::new(), table_offset: 0 }
+        Batch {
+            sequence,
+            buffer,
+            table: Vec::new(),
+            appended: Vec::new(),
+            slots: BTreeMap::new(),
+            table_offset: 0,
+            slot_bytes: 0,
+        }
     }
 
     /// Length on disk if `extra` more bytes were added.
@@ -55,7 +69,7 @@ impl Batch {
         self.slots.contains_key(&group)
     }
 
-    pub fn append(&mut self, append: &Append, replica: ReplicaId) {
+    pub fn append(&mut self, append: &Append, placed: &[Vec<Extent>], replica: ReplicaId) {
         let slot = self.slot(append.group, replica);
         self.appended[usize::from(slot)] = Some(append.sequence);
         if let Some(bytes) = &append.hard_state {
@@ -67,11 +81,23 @@ impl Batch {
             self.table[usize::from(slot)].note_truncation(from);
             self.buffer.extend_from_slice(&truncate_header(slot, from));
         }
-        for Record { index, header, payload } in &append.records {
+        for (Record { index, header, payload, .. }, placed) in append.records.iter().zip(placed) {
             self.table[usize::from(slot)].note_record(*index);
-            self.buffer.extend_from_slice(&entry_header(slot, header.len(), payload.len(), *index));
+            let lengths = [header.len(), payload.len(), extents::encoded_bytes(placed)];
+            self.buffer.extend_from_slice(&entry_header(slot, lengths, *index));
             self.buffer.extend_from_slice(header);
-            self.buffer.extend_from_slice(payload);
+            extents::encode(placed, &mut self.buffer);
+            if placed.is_empty() {
+                self.buffer.extend_from_slice(payload);
+            }
+            let mut at = 0;
+            for extent in placed {
+                if matches!(extent, Extent::Inline { .. }) {
+                    self.buffer.extend_from_slice(&payload[at..at + extent.bytes()]);
+                }
+                at += extent.bytes();
+                self.slot_bytes += extent.bytes_in_slots();
+            }
         }
     }
 
@@ -82,6 +108,13 @@ impl Batch {
         entry.anchor = true;
         entry.note_truncation(from);
         self.buffer.extend_from_slice(&anchor_header(slot, from));
+    }
+
+    /// Records from `from` on were never durable.
+    pub fn truncate(&mut self, group: GroupId, replica: ReplicaId, from: u64) {
+        let slot = self.slot(group, replica);
+        self.table[usize::from(slot)].note_truncation(from);
+        self.buffer.extend_from_slice(&truncate_header(slot, from));
     }
 
     fn slot(&mut self, group: GroupId, replica: ReplicaId) -> u16 {

@@ -9,6 +9,7 @@ use crate::bytes_at::{put, take, u16_at, u32_at, u64_at};
 use crate::device::BLOCK_BYTES;
 use crate::group::{HARD_STATE_BYTES_MAX, HEADER_BYTES_MAX, PAYLOAD_BYTES_MAX};
 use crate::superblock::{COUNT_MAX, MARKS};
+use crate::wal::extents::{self, EXTENTS_BYTES_MAX, Extent};
 
 const BATCH_MAGIC: [u8; 8] = *b"HFBATCH1";
 const MARK_MAGIC: [u8; 8] = *b"HFMARK01";
@@ -198,8 +199,19 @@ pub(super) fn decode_table(header: &BatchHeader, batch: &[u8]) -> Option<Vec<Tab
 pub(super) enum WalRecord {
     HardState { slot: u16, bytes: Bytes },
     Truncate { slot: u16, from: u64 },
-    Entry { slot: u16, index: u64, header: Bytes, payload: Bytes },
+    Entry { slot: u16, index: u64, header: Bytes, payload: StoredPayload },
     Anchor { slot: u16, from: u64 },
+}
+
+/// A payload as a record has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct StoredPayload {
+    /// Of the whole payload.
+    pub bytes: usize,
+    /// Empty: all of it is inline.
+    pub extents: Vec<Extent>,
+    /// The bytes of the inline extents.
+    pub inline: Bytes,
 }
 
 const KIND_HARD_STATE: u8 = 1;
@@ -207,30 +219,32 @@ const KIND_TRUNCATE: u8 = 2;
 const KIND_ENTRY: u8 = 3;
 const KIND_ANCHOR: u8 = 4;
 
-/// The fixed part of a record; `header_bytes` and then `payload_bytes` of data follow.
+/// The fixed part of a record; the header, the extents and the inline part of the payload follow.
 pub(super) fn hard_state_header(slot: u16, bytes: usize) -> [u8; RECORD_HEADER_BYTES] {
-    record_header(KIND_HARD_STATE, slot, bytes, 0, 0)
+    record_header(KIND_HARD_STATE, slot, [bytes, 0, 0], 0)
 }
 
 pub(super) fn truncate_header(slot: u16, from: u64) -> [u8; RECORD_HEADER_BYTES] {
-    record_header(KIND_TRUNCATE, slot, 0, 0, from)
+    record_header(KIND_TRUNCATE, slot, [0; 3], from)
 }
 
-pub(super) fn entry_header(slot: u16, header: usize, payload: usize, index: u64) -> [u8; RECORD_HEADER_BYTES] {
-    record_header(KIND_ENTRY, slot, header, payload, index)
+/// `lengths`: of the header, the payload and the extents.
+pub(super) fn entry_header(slot: u16, lengths: [usize; 3], index: u64) -> [u8; RECORD_HEADER_BYTES] {
+    record_header(KIND_ENTRY, slot, lengths, index)
 }
 
 pub(super) fn anchor_header(slot: u16, from: u64) -> [u8; RECORD_HEADER_BYTES] {
-    record_header(KIND_ANCHOR, slot, 0, 0, from)
+    record_header(KIND_ANCHOR, slot, [0; 3], from)
 }
 
-fn record_header(kind: u8, slot: u16, header: usize, payload: usize, index: u64) -> [u8; RECORD_HEADER_BYTES] {
+fn record_header(kind: u8, slot: u16, lengths: [usize; 3], index: u64) -> [u8; RECORD_HEADER_BYTES] {
     // Lengths are below their limits, which fit 32 bits.
     let mut bytes = [0; RECORD_HEADER_BYTES];
     bytes[0] = kind;
     put(&mut bytes, 2, slot.to_le_bytes());
-    put(&mut bytes, 4, (header as u32).to_le_bytes());
-    put(&mut bytes, 8, (payload as u32).to_le_bytes());
+    for (number, length) in lengths.into_iter().enumerate() {
+        put(&mut bytes, 4 + 4 * number, (length as u32).to_le_bytes());
+    }
     put(&mut bytes, 16, index.to_le_bytes());
     bytes
 }
@@ -242,17 +256,26 @@ pub(super) fn decode_record(rest: &mut Bytes, groups: usize) -> Result<WalRecord
     }
     let fixed = rest.split_to(RECORD_HEADER_BYTES);
     let (kind, slot, index) = (fixed[0], u16_at(&fixed, 2), u64_at(&fixed, 16));
-    let (header, payload) = (u32_at(&fixed, 4) as usize, u32_at(&fixed, 8) as usize);
+    let [header, payload, list] = [4, 8, 12].map(|at| u32_at(&fixed, at) as usize);
     if usize::from(slot) >= groups {
         return Err(format!("a record of group {slot} of {groups}"));
     }
     if index > COUNT_MAX {
         return Err(format!("a record at index {index}"));
     }
-    if header > HEADER_BYTES_MAX || payload > PAYLOAD_BYTES_MAX || header + payload > rest.len() {
-        return Err(format!("a record of {header} + {payload} bytes"));
+    if header > HEADER_BYTES_MAX || payload > PAYLOAD_BYTES_MAX || list > EXTENTS_BYTES_MAX {
+        return Err(format!("a record of {header} + {payload} + {list} bytes"));
     }
-    let (header, payload) = (rest.split_to(header), rest.split_to(payload));
+    if header + list > rest.len() {
+        return Err(format!("a record of {header} + {list} bytes in {}", rest.len()));
+    }
+    let header = rest.split_to(header);
+    let extents = extents::decode(&rest.split_to(list), payload)?;
+    let inline = extents::inline_bytes(&extents, payload);
+    if inline > rest.len() {
+        return Err(format!("a payload of {inline} bytes in {}", rest.len()));
+    }
+    let payload = StoredPayload { bytes: payload, extents, inline: rest.split_to(inline) };
     match kind {
         KIND_HARD_STATE if header.len() <= HARD_STATE_BYTES_MAX => Ok(WalRecord::HardState { slot, bytes: header }),
         KIND_TRUNCATE => Ok(WalRecord::Truncate { slot, from: index }),

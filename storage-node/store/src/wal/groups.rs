@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use holdfast_id::{GroupId, ReplicaId};
 
+use super::extents::Extent;
 use super::format::TableEntry;
 
 /// A group's part of the WAL.
@@ -27,6 +28,9 @@ pub(super) struct GroupLog {
     pin: Option<u64>,
     /// `CheckpointWanted` was told and no checkpoint was made since.
     wanted: bool,
+    /// Records that are not released and have payload in slots: index and bytes, ascending.
+    payloads: VecDeque<(u64, u64)>,
+    slot_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -45,6 +49,8 @@ struct HardStatePlace {
 pub(super) struct Groups {
     logs: BTreeMap<GroupId, GroupLog>,
     pins: BTreeSet<(u64, GroupId)>,
+    /// Of all groups.
+    slot_bytes: u64,
 }
 
 impl Groups {
@@ -74,6 +80,43 @@ impl Groups {
             .collect()
     }
 
+    /// Bytes of payload in slots that records name which are not released.
+    pub fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
+    /// Whether so many bytes of payload more stay within `most`. One payload always has room.
+    pub fn has_room_for(&self, slot_bytes: u64, most: u64) -> bool {
+        slot_bytes == 0 || self.slot_bytes == 0 || self.slot_bytes + slot_bytes <= most
+    }
+
+    /// The group with the most payload in slots, of those that were not yet asked for a checkpoint; asks it now.
+    pub fn ask_for_payloads(&mut self) -> Option<GroupId> {
+        let holding = self.logs.iter_mut().filter(|(_, log)| log.slot_bytes > 0 && !log.wanted);
+        let (group, log) = holding.max_by_key(|(_, log)| log.slot_bytes)?;
+        log.wanted = true;
+        Some(*group)
+    }
+
+    /// A record was appended.
+    pub fn note_payload(&mut self, group: GroupId, index: u64, placed: &[Extent]) {
+        let bytes = placed.iter().map(Extent::bytes_in_slots).sum::<usize>() as u64;
+        if let Some(log) = self.logs.get_mut(&group).filter(|_| bytes > 0) {
+            log.payloads.push_back((index, bytes));
+            log.slot_bytes += bytes;
+            self.slot_bytes += bytes;
+        }
+    }
+
+    /// Records from `from` on were truncated.
+    pub fn forget_payloads(&mut self, group: GroupId, from: u64) {
+        let Some(log) = self.logs.get_mut(&group) else { return };
+        while let Some((_, bytes)) = log.payloads.pop_back_if(|(index, _)| *index >= from) {
+            log.slot_bytes -= bytes;
+            self.slot_bytes -= bytes;
+        }
+    }
+
     pub fn insert(&mut self, group: GroupId, replica: ReplicaId, checkpoint_index: u64, checkpoint_sequence: u64) {
         let log = GroupLog {
             replica,
@@ -85,13 +128,17 @@ impl Groups {
             hard_state: None,
             pin: None,
             wanted: false,
+            payloads: VecDeque::new(),
+            slot_bytes: 0,
         };
         let previous = self.logs.insert(group, log);
         assert!(previous.is_none(), "{group} was added twice");
     }
 
     pub fn remove(&mut self, group: GroupId) {
-        if let Some(GroupLog { pin: Some(pin), .. }) = self.logs.remove(&group) {
+        let Some(log) = self.logs.remove(&group) else { return };
+        self.slot_bytes -= log.slot_bytes;
+        if let Some(pin) = log.pin {
             self.pins.remove(&(pin, group));
         }
     }
@@ -132,6 +179,11 @@ impl Groups {
     pub fn release(&mut self, group: GroupId, to: u64) {
         let Some(log) = self.logs.get_mut(&group) else { return };
         log.released = log.released.max(to.min(log.checkpoint_index));
+        let released = log.released;
+        while let Some((_, bytes)) = log.payloads.pop_front_if(|(index, _)| *index <= released) {
+            log.slot_bytes -= bytes;
+            self.slot_bytes -= bytes;
+        }
         self.update_pin(group);
     }
 

@@ -1,11 +1,13 @@
 //! From the bytes of a ring to the logs of its groups, in three steps: `scan` finds every batch that is or was
-//! there, `chain` links those that count, `replay` rebuilds the groups' logs from them.
+//! there, `chain` links those that count, `replay` rebuilds the groups' logs from them. `payloads` then reads what their
+//! records have in slots.
 //!
-//! Then, before anything is told, the last batch is rewritten and flushed, since what was read may have been bytes
-//! that only a page cache held; and damage found for the first time is anchored: a record per damaged group says
+//! Then, before anything is told, the last batch and its payloads are rewritten and flushed, since what was read may
+//! have been bytes that only a page cache held; a log that ends at a torn payload is truncated there; and damage found for the first time is anchored: a record per damaged group says
 //! where its log ends now, so that what is appended from here on is told apart from what lies behind the damage.
 
 mod chain;
+mod payloads;
 mod replay;
 mod scan;
 
@@ -15,9 +17,12 @@ use bytes::Bytes;
 use holdfast_id::{GroupId, ReplicaId};
 
 use self::chain::{Chain, Node};
+pub(crate) use self::payloads::Slots;
+use self::payloads::{Cut, Resolved, Source};
+use self::replay::Replayed;
 use self::scan::{Found, Scan};
 use super::groups::Groups;
-use super::{BATCH_CAPACITY_MIN, Place, Placed, Wal};
+use super::{BATCH_CAPACITY_MIN, Extent, PayloadWrites, Place, Placed, Wal};
 use crate::device::Device;
 use crate::group::{Damage, OpenError, Record};
 use crate::ops::{AlignedBuffer, OpIds};
@@ -38,7 +43,11 @@ pub(crate) struct GroupBase {
 pub(crate) struct RecoveredLog {
     pub hard_state: Option<Bytes>,
     pub records: Vec<Record>,
+    /// Where the payloads of those lie that are not inline, by index.
+    pub placed: Vec<(u64, Vec<Extent>)>,
     pub damage: Option<Damage>,
+    /// The payload of the record after the last one was torn: it was never acknowledged.
+    pub torn_payload: bool,
 }
 
 /// The logs are in the order of `bases`.
@@ -46,24 +55,77 @@ pub(super) fn open(
     device: &dyn Device,
     superblock: &Superblock,
     bases: &[GroupBase],
+    slots: &mut dyn Slots,
 ) -> Result<(Wal, Vec<RecoveredLog>), OpenError> {
     let scan = Scan::read(device, superblock)?;
     let chain = Chain::link(&scan);
     let replayed = replay::replay(&chain, bases)?;
+    let mut source = source(device, superblock, slots, &chain, &scan);
     let mut wal = assemble(&chain, &scan, superblock, bases);
-    rewrite_tail(device, &chain, &scan)?;
     let mut logs = Vec::with_capacity(bases.len());
-    for (base, replayed) in bases.iter().zip(replayed) {
-        let last = replayed.records.last().map_or(base.index, |record| record.index);
-        wal.groups.get_mut(base.group).expect("every base was inserted").last_appended = last.max(base.index);
-        if replayed.needs_anchor {
-            wal.anchor_in_open(base.group, base.replica, last + 1);
+    for (base, mut replayed) in bases.iter().zip(replayed) {
+        let mut resolved = source.resolve(std::mem::take(&mut replayed.records), base.index);
+        for (offset, data) in std::mem::take(&mut resolved.tail) {
+            device.write_at(offset, &data)?;
         }
-        let damage = replayed.damaged.then_some(Damage::Log { intact_to: last });
-        logs.push(RecoveredLog { hard_state: replayed.hard_state, records: replayed.records, damage });
+        let log = recovered(base, replayed, resolved);
+        wal.groups.get_mut(base.group).expect("every base was inserted").last_appended = log.last(base);
+        for (index, placed) in &log.log.placed {
+            wal.groups.note_payload(base.group, *index, placed);
+        }
+        logs.push(log);
+    }
+    rewrite_tail(device, &chain, &scan)?;
+    for (base, log) in bases.iter().zip(&logs) {
+        if log.needs_anchor {
+            wal.anchor_in_open(base.group, base.replica, log.last(base) + 1);
+        } else if log.log.torn_payload {
+            wal.truncate_in_open(base.group, base.replica, log.last(base) + 1);
+        }
     }
     wal.write_queued(device)?;
-    Ok((wal, logs))
+    Ok((wal, logs.into_iter().map(|log| log.log).collect()))
+}
+
+/// A log, and whether its damage is to be noted.
+struct Recovered {
+    log: RecoveredLog,
+    needs_anchor: bool,
+}
+
+impl Recovered {
+    fn last(&self, base: &GroupBase) -> u64 {
+        self.log.records.last().map_or(base.index, |record| record.index).max(base.index)
+    }
+}
+
+fn recovered(base: &GroupBase, replayed: Replayed, resolved: Resolved) -> Recovered {
+    let payload_lost = resolved.cut == Some(Cut::Damaged);
+    let last = resolved.records.last().map_or(base.index, |record| record.index);
+    let log = RecoveredLog {
+        hard_state: replayed.hard_state,
+        records: resolved.records,
+        placed: resolved.placed,
+        damage: (replayed.damaged || payload_lost).then_some(Damage::Log { intact_to: last }),
+        torn_payload: resolved.cut == Some(Cut::Torn),
+    };
+    Recovered { log, needs_anchor: replayed.needs_anchor || payload_lost }
+}
+
+fn source<'a>(
+    device: &'a dyn Device,
+    superblock: &Superblock,
+    slots: &'a mut dyn Slots,
+    chain: &Chain<'_>,
+    scan: &Scan,
+) -> Source<'a> {
+    Source {
+        device,
+        slots,
+        last_sequence: chain.flushed_sequence,
+        unmarked: scan.mark().is_none_or(|mark| mark.sequence < chain.flushed_sequence),
+        below_bytes: superblock.wal.bytes() as usize,
+    }
 }
 
 /// What the WAL holds, for people.
@@ -90,10 +152,17 @@ pub(crate) fn inspect(
     device: &dyn Device,
     superblock: &Superblock,
     bases: &[GroupBase],
+    slots: &mut dyn Slots,
 ) -> Result<(Inspection, Vec<RecoveredLog>), OpenError> {
     let scan = Scan::read(device, superblock)?;
     let chain = Chain::link(&scan);
-    let logs = replay::replay(&chain, bases)?;
+    let replayed = replay::replay(&chain, bases)?;
+    let mut source = source(device, superblock, slots, &chain, &scan);
+    let log = |(base, mut replayed): (&GroupBase, Replayed)| {
+        let resolved = source.resolve(std::mem::take(&mut replayed.records), base.index);
+        recovered(base, replayed, resolved).log
+    };
+    let logs = bases.iter().zip(replayed).map(log).collect();
     let stretch = |node: &Node<'_>| match node {
         Node::Whole { found: Found { header, .. }, .. } => {
             Stretch::Whole { sequence: header.sequence, generation: header.generation, bytes: u64::from(header.length) }
@@ -109,12 +178,7 @@ pub(crate) fn inspect(
         .extend(behind.map(|(sequence, found)| Stretch::Torn { sequence: *sequence, offset: found.header.offset }));
     let marked = scan.mark().map(|mark| mark.sequence);
     let inspection = Inspection { stretches, marked, unreadable: scan.unreadable.clone() };
-    let log = |(base, replayed): (&GroupBase, replay::Replayed)| {
-        let last = replayed.records.last().map_or(base.index, |record| record.index);
-        let damage = replayed.damaged.then_some(Damage::Log { intact_to: last });
-        RecoveredLog { hard_state: replayed.hard_state, records: replayed.records, damage }
-    };
-    Ok((inspection, bases.iter().zip(logs).map(log).collect()))
+    Ok((inspection, logs))
 }
 
 fn assemble(chain: &Chain<'_>, scan: &Scan, superblock: &Superblock, bases: &[GroupBase]) -> Wal {
@@ -147,6 +211,7 @@ fn assemble(chain: &Chain<'_>, scan: &Scan, superblock: &Superblock, bases: &[Gr
         open: None,
         queue: VecDeque::new(),
         in_flight: None,
+        payloads: PayloadWrites::default(),
         next_sequence: scan.sequence_seen_max().max(checkpointed) + 1,
         head: flushed,
         flushed_sequence: chain.flushed_sequence,

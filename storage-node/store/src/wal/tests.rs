@@ -4,6 +4,7 @@ use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use super::*;
 use crate::device::memory::MemoryDevice;
 use crate::group::{Damage, Record};
+use crate::ops::WriteBytes;
 use crate::superblock::FormatOptions;
 
 /// A disk whose WAL is driven by hand, one blocking operation at a time.
@@ -14,6 +15,19 @@ struct Disk {
     wal: Wal,
     logs: Vec<RecoveredLog>,
     sequence: u64,
+}
+
+/// For logs whose payloads are all inline.
+struct NoSlots;
+
+impl Slots for NoSlots {
+    fn are_slots(&self, _: u64, _: usize) -> bool {
+        false
+    }
+
+    fn claim(&mut self, _: u64, _: usize) -> bool {
+        false
+    }
 }
 
 fn group(number: u8) -> GroupId {
@@ -46,7 +60,7 @@ impl Disk {
     }
 
     fn open(device: MemoryDevice, superblock: Superblock, bases: Vec<GroupBase>) -> Disk {
-        let (wal, logs) = Wal::open(&device, &superblock, &bases).unwrap();
+        let (wal, logs) = Wal::open(&device, &superblock, &bases, &mut NoSlots).unwrap();
         Disk { device, superblock, bases, wal, logs, sequence: 0 }
     }
 
@@ -60,10 +74,13 @@ impl Disk {
             index: *index,
             header: Bytes::from(format!("{number}.{index}.{}", self.sequence)),
             payload: Bytes::from(vec![number; *bytes]),
+            at: None,
         };
         let hard_state = Some(Bytes::from(format!("hard {}", self.sequence)));
-        let records = records.iter().map(record).collect();
-        self.wal.append(&Append { group: group(number), sequence: self.sequence, hard_state, truncate_from, records })
+        let records: Vec<Record> = records.iter().map(record).collect();
+        let placed = vec![Vec::new(); records.len()];
+        let append = Append { group: group(number), sequence: self.sequence, hard_state, truncate_from, records };
+        self.wal.append(&append, &placed).map(|_| ())
     }
 
     /// Performs operations until there is none; the offsets written.
@@ -286,7 +303,7 @@ fn a_failed_write_fails_the_disk_once_and_for_good() {
 const GOLDEN: &[u8] = include_bytes!("../../golden/wal-batch-1.bin");
 
 /// A hard state, a truncation, an entry with a payload and one without, of two groups.
-fn golden_batch(disk: &mut Disk) -> (OpId, u64, AlignedBuffer) {
+fn golden_batch(disk: &mut Disk) -> (OpId, u64, WriteBytes) {
     disk.append(1, None, &[(1, 0), (2, 4096)]).unwrap();
     disk.append(2, None, &[(1, 0)]).unwrap();
     disk.append(1, Some(2), &[(2, 0)]).unwrap();
@@ -298,6 +315,38 @@ fn golden_batch(disk: &mut Disk) -> (OpId, u64, AlignedBuffer) {
 fn the_first_batch_format_is_written_for_ever() {
     let (_, _, data) = golden_batch(&mut Disk::new(2));
     assert_eq!(data[..], *GOLDEN);
+}
+
+const GOLDEN_EXTENTS: &[u8] = include_bytes!("../../golden/wal-batch-extents-1.bin");
+
+/// A payload with a block inline, two slots, a slot of zeroes, and a block inline.
+#[test]
+fn the_first_format_of_extents_is_written_and_read_for_ever() {
+    let mut disk = Disk::new(1);
+    let payload: Vec<u8> = (0..50u8).flat_map(|block| [block; BLOCK_BYTES]).collect();
+    let extents = vec![
+        Extent::Inline { blocks: 1 },
+        Extent::Slots {
+            offset: 5 << 20,
+            checksums: payload[4096..33 * 4096].chunks(4096).map(crc32c::crc32c).collect(),
+        },
+        Extent::Zero { blocks: 16 },
+        Extent::Inline { blocks: 1 },
+    ];
+    let record = Record { index: 1, header: "header".into(), payload: payload.clone().into(), at: None };
+    let append = Append { group: group(1), sequence: 1, hard_state: None, truncate_from: None, records: vec![record] };
+    disk.wal.append(&append, std::slice::from_ref(&extents)).unwrap();
+    assert_eq!(disk.wal.take_payload_ops().len(), 1);
+    let Some(DeviceOp::Write { data, durable: false, .. }) = disk.wal.take_ops() else { panic!() };
+    assert_eq!(data[..], *GOLDEN_EXTENTS);
+
+    let header = BatchHeader::decode(GOLDEN_EXTENTS, GOLDEN_EXTENTS.len()).unwrap();
+    let mut rest = batch::records_of(&header, &bytes::Bytes::from_static(GOLDEN_EXTENTS));
+    let Ok(format::WalRecord::Entry { index: 1, payload: stored, .. }) = format::decode_record(&mut rest, 1) else {
+        panic!()
+    };
+    assert_eq!((stored.bytes, stored.extents, rest.len()), (payload.len(), extents, 0));
+    assert_eq!(stored.inline, [&payload[..4096], &payload[49 * 4096..]].concat());
 }
 
 #[test]

@@ -9,10 +9,12 @@ use holdfast_id::{GroupId, ReplicaId, VolumeId};
 
 use crate::chunk::layout::Named;
 use crate::chunk::page::block_hash;
+use crate::chunk::tests::payload::claim;
 use crate::chunk::{Changes, CheckpointedGroup, Chunks, Frozen, Limits};
 use crate::device::{BLOCK_BYTES, Device, Region, SECTOR_BYTES, check_range};
 use crate::group::{GroupState, Mutation, ReadError, StoreEvent};
 use crate::ops::{DeviceOp, OpId, OpIds};
+use crate::wal::Extent;
 
 pub const GROUPS_MAX: u32 = 6;
 
@@ -61,7 +63,7 @@ impl Disk {
         Disk { image: Mutex::new(Image { durable: vec![0xa5; bytes], writes: Vec::new() }) }
     }
 
-    fn write(&self, offset: u64, data: &[u8], durable: bool) {
+    pub fn write(&self, offset: u64, data: &[u8], durable: bool) {
         let mut image = self.image.lock().unwrap();
         check_range(offset, data.len(), image.durable.len() as u64).unwrap();
         image.writes.push(Written { offset: offset as usize, data: data.to_vec(), durable });
@@ -167,6 +169,8 @@ pub type Blocks = BTreeMap<u64, u64>;
 pub struct Entry {
     pub index: u64,
     pub mutations: Vec<Mutation>,
+    /// Where its payload lies, if that is not in the log.
+    pub placed: Vec<Extent>,
 }
 
 /// What the log of one group says.
@@ -335,7 +339,7 @@ impl Machine {
         for mutation in &mutations {
             change(&mut model.blocks, mutation);
         }
-        model.entries.push(Entry { index, mutations: mutations.clone() });
+        model.entries.push(Entry { index, mutations: mutations.clone(), placed: Vec::new() });
         self.chunks.apply(id, index, mutations);
         index
     }
@@ -406,6 +410,9 @@ impl Machine {
     pub fn collect(&mut self) {
         let ops = self.chunks.take_ops();
         self.submit(ops);
+        // The harness writes payloads at once, so that nothing is on its way to them.
+        let orphans = self.chunks.take_orphans();
+        self.chunks.free_slots(orphans);
         for event in self.chunks.take_events() {
             self.on_event(event);
         }
@@ -496,7 +503,11 @@ impl Machine {
     pub fn check_leaks(&mut self) {
         assert!(self.in_flight.is_empty() && self.chunks.commit.is_none() && self.chunks.commits.is_empty());
         assert!(self.chunks.frees.is_empty() && self.chunks.drops.is_empty());
-        let (fresh, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
+        let (mut fresh, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
+        for found in &found {
+            let entries = self.models[&found.group].entries.iter();
+            entries.filter(|entry| entry.index > found.index).for_each(|entry| claim(&mut fresh, entry));
+        }
         let mut taken = self.chunks.allocator.named();
         let dead: Vec<Named> =
             self.chunks.groups.values().flat_map(|group| &group.freezes).flat_map(|f| &f.dead).copied().collect();
@@ -568,6 +579,8 @@ impl Machine {
             for mutation in &entry.mutations {
                 change(&mut blocks, mutation);
             }
+            claim(&mut self.chunks, entry);
+            self.chunks.hold(id, entry.index, &entry.placed);
             self.chunks.apply(id, entry.index, entry.mutations.clone());
             check(self, entry.index, &blocks);
         }

@@ -25,7 +25,9 @@ fn log(seed: u64, entries: u64) -> Vec<Entry> {
             }
         }
     };
-    (1..=entries).map(|index| Entry { index, mutations: vec![mutation(index, &mut random)] }).collect()
+    (1..=entries)
+        .map(|index| Entry { index, mutations: vec![mutation(index, &mut random)], placed: Vec::new() })
+        .collect()
 }
 
 /// A group that has applied the log up to `to`, with a checkpoint there and others on the way.
@@ -188,7 +190,7 @@ fn a_crash_at_any_operation_of_an_install_leaves_before_between_or_after() {
             };
             ends[end] += 1;
             assert!(!finished || end == 2, "a finished install stays");
-            let full = Entry { index: 0, mutations: Vec::new() };
+            let full = Entry { index: 0, mutations: Vec::new(), placed: Vec::new() };
             let whole: Vec<Entry> = log.iter().take(found.index as usize).cloned().collect();
             let model = receiver.models.get_mut(&group(0)).unwrap();
             model.states = vec![(found.index, found.state)];
@@ -280,9 +282,9 @@ fn nothing_is_installed_over_entries_that_are_not_checkpointed() {
 fn tombstones_forgotten_too_early_are_caught_by_the_hash() {
     // Written at 1 by both; the sender discards it at 2 and forgets that it did, though the receiver is at 1.
     let log = [
-        Entry { index: 1, mutations: vec![write(0, &[1, 2]), write(64, &[3])] },
-        Entry { index: 2, mutations: vec![zero(0, 16)] },
-        Entry { index: 3, mutations: vec![write(65, &[4])] },
+        Entry { index: 1, mutations: vec![write(0, &[1, 2]), write(64, &[3])], placed: Vec::new() },
+        Entry { index: 2, mutations: vec![zero(0, 16)], placed: Vec::new() },
+        Entry { index: 3, mutations: vec![write(65, &[4])], placed: Vec::new() },
     ];
     let mut sender = machine(1, &log, 2);
     sender.chunks.forget_tombstones(group(0), 3);

@@ -26,6 +26,12 @@ fn step(machine: &mut Machine, next_replica: &mut u8) {
             let bytes = [0, 100, 3608, 3609, 200_000][machine.random.below(5) as usize];
             machine.create(id, replica(*next_replica), state(u64::from(*next_replica), bytes));
         }
+        10..15 if live => {
+            let first = first_block(machine);
+            let count = 10 + machine.random.below(60);
+            let numbers = machine.numbers(count);
+            machine.apply_placed(id, first, &numbers);
+        }
         0..35 if live => {
             let first = first_block(machine);
             let count = if machine.random.chance(70) { 1 } else { 1 + machine.random.below(40) };

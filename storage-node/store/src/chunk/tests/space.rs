@@ -61,6 +61,28 @@ fn a_disk_filled_to_refusal_still_writes_back_everything_and_frees_it_again() {
 }
 
 #[test]
+fn what_a_restart_would_promise_again_counts_until_a_checkpoint_which_is_asked_for_at_half() {
+    let mut machine = Machine::new(1, 128);
+    machine.create(group(0), replica(1), state(1, 0));
+    machine.settle();
+    let mut taken = 0;
+    // One block over and over: to the overlay it is one slot.
+    while machine.wanted.is_empty() {
+        assert!(machine.chunks.reserve(group(0), taken + 1, 1).is_ok(), "half is left");
+        taken = machine.apply(group(0), vec![write(0, &[taken + 1])]);
+        machine.collect();
+    }
+    assert_eq!(machine.chunks.usage().data_reserved, 21 * 4096);
+    assert!((48..52).contains(&taken), "128 slots for 21 blocks each: {taken}");
+    machine.crash();
+    let entries = machine.models[&group(0)].entries.clone();
+    for entry in &entries {
+        machine.chunks.promise(group(0), entry.index + taken, 21).unwrap();
+    }
+    assert!(machine.chunks.reserve(group(0), 2 * taken + 1, 16).is_ok(), "and what comes next has space");
+}
+
+#[test]
 fn promises_end_with_apply_truncation_and_deletion() {
     let mut machine = Machine::new(1, 128);
     machine.create(group(0), replica(1), state(1, 0));

@@ -52,12 +52,17 @@ fn check_crashes(run: &Run) -> Result<(), String> {
         if held.len() != run.groups.len() {
             return Err("damage without bit rot".to_owned());
         }
+        run.check_blocks(&mut store, &crashed, &held)?;
         // A second crash at once, and the remains under the next batch, change nothing.
         let mut appends = Vec::new();
         for number in run.groups.keys() {
             let next = store.last_appended(group(*number)).unwrap() + 1;
-            let record =
-                crate::group::Record { index: next, header: "after".into(), payload: vec![7; BLOCK_BYTES].into() };
+            let record = crate::group::Record {
+                index: next,
+                header: "after".into(),
+                payload: vec![7; BLOCK_BYTES].into(),
+                at: None,
+            };
             appends.push((*number, record.clone()));
             let records = vec![record];
             let append = Append { group: group(*number), sequence: 1, hard_state: None, truncate_from: None, records };
@@ -80,6 +85,82 @@ fn check_crashes(run: &Run) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Payloads in slots: torn, truncated, overwritten in part, adopted by a checkpoint; crashed after every operation.
+fn enumerate_payloads() -> Result<(), String> {
+    let mut run = Run::new(2);
+    let mut verdict = Ok(());
+    let mut observe = |run: &Run| {
+        if verdict.is_ok() {
+            verdict = check_crashes(run);
+        }
+    };
+    let step = |run: &mut Run, observe: &mut dyn FnMut(&Run)| while run.step(&mut *observe) {};
+    // In one batch with records of another group, and with inline ones before and behind.
+    run.append(1, 0, true, &[1, 20, 0]);
+    run.append(2, 0, true, &[1]);
+    step(&mut run, &mut observe);
+    // Two in a row, of which the second truncates the first before either is durable.
+    run.append_at(1, 0, false, &[(16, 16)]);
+    run.append_at(1, 1, true, &[(16, 32), (20, 1)]);
+    step(&mut run, &mut observe);
+    run.checkpoint_observed(1, 1, &mut observe);
+    // Flushed, then truncated, then in the same slots again.
+    run.append_at(1, 0, false, &[(0, 16)]);
+    while run.step(|_| {}) {}
+    run.append_at(1, 1, true, &[(0, 16)]);
+    step(&mut run, &mut observe);
+    run.append_at(2, 0, true, &[(30, 20)]);
+    step(&mut run, &mut observe);
+    run.checkpoint_observed(2, 0, &mut observe);
+    run.checkpoint_observed(1, 0, &mut observe);
+    run.append(1, 0, true, &[2]);
+    step(&mut run, &mut observe);
+    run.checkpoint_observed(1, 0, &mut observe);
+    verdict
+}
+
+#[test]
+fn after_every_crash_payloads_in_slots_are_there_with_their_records() {
+    enumerate_payloads().unwrap();
+}
+
+/// A disk so full that the slots of a truncated record are the next ones to be taken.
+fn reuse_of_slots() -> Result<(), String> {
+    let mut run = Run::on(MemoryDevice::new(6 << 20), 1);
+    // Blocks that stay, until few slots are free.
+    for n in 1.. {
+        if run.slots_free() < 10 {
+            break;
+        }
+        assert!(run.append_at(1, 0, false, &[(n * 16, 16)]));
+        while run.step(|_| {}) {}
+        run.checkpoint(1, 0);
+    }
+    assert!(run.append_at(1, 0, true, &[(0, 16)]));
+    while run.step(|_| {}) {}
+    // In the last batch a payload that is gone could be a torn one.
+    assert!(run.append(1, 0, true, &[]));
+    while run.step(|_| {}) {}
+    let taken = (0..12).take_while(|_| run.append_at(1, 1, false, &[(0, 16)])).count();
+    assert!(taken > 0);
+    let mut verdict = Ok(());
+    while run.step(|run| {
+        let crashed = run.device.fork();
+        crashed.crash(|_, _| true);
+        match run.recover(&crashed) {
+            Ok((_, held)) if held.len() == 1 => {}
+            Ok(_) => verdict = Err("damage without bit rot".to_owned()),
+            Err(error) => verdict = Err(error),
+        }
+    }) {}
+    verdict
+}
+
+#[test]
+fn slots_of_a_truncated_record_are_its_own_until_the_truncation_is_durable() {
+    reuse_of_slots().unwrap();
 }
 
 /// A run over most of the ring, with every kind of append, crashed after every write and flush.
@@ -135,7 +216,7 @@ fn a_crash_of_a_recovery_changes_nothing() {
         for disk in crashes(&run.device).step_by(5) {
             let recording = Recording { inner: disk, seen: std::sync::Mutex::default() };
             let (_, held) = run.recover(&recording).unwrap();
-            torn += usize::from(held[&1] == 4);
+            torn += usize::from(held[&1].append == 4);
             for seen in recording.seen.into_inner().unwrap() {
                 for crashed in crashes(&seen).step_by(17) {
                     let (_, again) = run.recover(&crashed).unwrap();
@@ -260,6 +341,18 @@ mod planted {
     fn the_enumeration_finds_a_missing_flush() {
         let _planted = Planted::new(Bug::SkipWalFlush);
         super::enumerate().unwrap_err();
+    }
+
+    #[test]
+    fn the_enumeration_finds_a_missing_flush_of_payloads() {
+        let _planted = Planted::new(Bug::SkipPayloadFlush);
+        super::enumerate_payloads().unwrap_err();
+    }
+
+    #[test]
+    fn the_enumeration_finds_a_slot_reused_under_the_log() {
+        let _planted = Planted::new(Bug::ReuseSlotUnderLog);
+        super::reuse_of_slots().unwrap_err();
     }
 
     #[test]

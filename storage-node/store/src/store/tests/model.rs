@@ -1,13 +1,16 @@
-//! The naive oracle: what every group was told to hold after each of its appends.
+//! The naive oracle: what every group was told to hold after each of its appends, and what its blocks read as.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 
 use crate::device::memory::MemoryDevice;
 use crate::device::{BLOCK_BYTES, Device};
-use crate::group::{Append, AppendError, GroupState, Record, RecoveredGroup, StoreEvent};
+use crate::group::{
+    Append, AppendError, GroupState, Mutation, OUT_OF_PLACE_BYTES_MIN, PayloadAt, Record, RecoveredGroup, StoreEvent,
+};
 use crate::ops::{DeviceOp, OpId};
 use crate::store::Store;
 use crate::superblock::FormatOptions;
@@ -19,6 +22,19 @@ pub struct Log {
     pub hard_state: u64,
 }
 
+/// How a group was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The last append of which something is there.
+    pub append: usize,
+    /// The last record.
+    pub last: u64,
+    pub checkpoint: u64,
+}
+
+/// Blocks that runs write to: a few slots, so that payloads meet in them.
+const BLOCKS: u32 = 96;
+
 /// What is known of one group.
 #[derive(Clone, Debug)]
 pub struct GroupModel {
@@ -29,6 +45,8 @@ pub struct GroupModel {
     /// The highest index told to be checkpointed.
     pub checkpointed: u64,
     pub released: u64,
+    /// Index of the last record applied to the running store.
+    applied: u64,
 }
 
 pub fn group(number: u8) -> GroupId {
@@ -55,6 +73,28 @@ fn hard_state(number: u64) -> Bytes {
     number.to_le_bytes().to_vec().into()
 }
 
+/// What differs between any two blocks of a run.
+fn payload(number: u64, blocks: usize) -> Bytes {
+    let block = |block: u64| [number, block].map(u64::to_le_bytes).concat().repeat(BLOCK_BYTES / 16);
+    (0..blocks as u64).flat_map(block).collect::<Vec<u8>>().into()
+}
+
+fn mutation(record: &Record) -> Mutation {
+    let PayloadAt { first_block, checksums } = record.at.clone().expect("the model's records have a place");
+    Mutation::Write { first_block, data: record.payload.clone(), checksums }
+}
+
+/// What the blocks hold after the records up to `index`.
+fn blocks_at(log: &Log, index: u64) -> Vec<u8> {
+    let mut blocks = vec![0; BLOCKS as usize * BLOCK_BYTES];
+    for record in log.records.iter().filter(|record| record.index <= index && !record.payload.is_empty()) {
+        let at = record.at.as_ref().expect("the model's records have a place");
+        let start = at.first_block as usize * BLOCK_BYTES;
+        blocks[start..start + record.payload.len()].copy_from_slice(&record.payload);
+    }
+    blocks
+}
+
 fn state(number: u64) -> GroupState {
     GroupState { hard_state: hard_state(number), position: Bytes::new(), state: Bytes::new() }
 }
@@ -71,22 +111,36 @@ pub struct Run {
 
 impl Run {
     pub fn new(groups: u8) -> Run {
-        let device = MemoryDevice::new(8 << 20);
+        Self::on(MemoryDevice::new(8 << 20), groups)
+    }
+
+    pub fn on(device: MemoryDevice, groups: u8) -> Run {
         Store::format(&device, &options()).unwrap();
         let (store, _) = Store::open(&device).unwrap();
         let mut run = Run { device, store, in_flight: Vec::new(), groups: BTreeMap::new(), counter: 0 };
         for number in 1..=groups {
             run.store.create_group(group(number), replica(number), state(0)).unwrap();
             while run.step(|_| {}) {}
-            let model = GroupModel { states: vec![Log::default()], flushed: 0, checkpointed: 0, released: 0 };
+            let model =
+                GroupModel { states: vec![Log::default()], flushed: 0, checkpointed: 0, released: 0, applied: 0 };
             run.groups.insert(number, model);
         }
         run
     }
 
-    /// Appends `payloads.len()` records of so many blocks each, after a truncation of the last `truncated` records
-    /// as far as they lie above the checkpoint.
+    /// Appends `payloads.len()` records of so many blocks each, somewhere. Those of a slot's length and more cover one.
     pub fn append(&mut self, number: u8, truncated: u64, with_hard_state: bool, payloads: &[usize]) -> bool {
+        let place = |blocks: usize| match blocks {
+            16.. => (self.counter % 3 * 16 + 16).saturating_sub(blocks as u64 % 16 / 2),
+            _ => self.counter * 5 % 48,
+        };
+        let payloads: Vec<(u64, usize)> = payloads.iter().map(|blocks| (place(*blocks), *blocks)).collect();
+        self.append_at(number, truncated, with_hard_state, &payloads)
+    }
+
+    /// Appends records, each with its first block and their number, after a truncation of the last `truncated` records
+    /// as far as they lie above the checkpoint.
+    pub fn append_at(&mut self, number: u8, truncated: u64, with_hard_state: bool, payloads: &[(u64, usize)]) -> bool {
         self.counter += 1;
         let model = self.groups.get_mut(&number).unwrap();
         let mut log = model.states.last().unwrap().clone();
@@ -96,9 +150,11 @@ impl Run {
         log.records.retain(|record| record.index < from.max(1));
         let next = from.min(last + 1);
         let mut records = Vec::new();
-        for (index, blocks) in (next..).zip(payloads) {
+        for (index, (first_block, blocks)) in (next..).zip(payloads.iter().copied()) {
             let header = Bytes::from(format!("{number}.{index}.{}", self.counter));
-            records.push(Record { index, header, payload: vec![self.counter as u8; blocks * BLOCK_BYTES].into() });
+            let payload = payload(self.counter << 8 | index, blocks);
+            let checksums: Arc<[u32]> = payload.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+            records.push(Record { index, header, payload, at: Some(PayloadAt { first_block, checksums }) });
         }
         log.records.extend(records.iter().cloned());
         let hard_state = with_hard_state.then(|| hard_state(self.counter));
@@ -111,13 +167,17 @@ impl Run {
                 model.states.push(log);
                 true
             }
-            Err(AppendError::Full | AppendError::NoSpace) => false,
+            Err(AppendError::Full | AppendError::NoSpace | AppendError::TooLarge { .. }) => false,
             Err(error) => panic!("{error}"),
         }
     }
 
     /// Applies and checkpoints what is flushed, and releases all but the last `kept` records below the checkpoint.
     pub fn checkpoint(&mut self, number: u8, kept: u64) {
+        self.checkpoint_observed(number, kept, |_| {});
+    }
+
+    pub fn checkpoint_observed(&mut self, number: u8, kept: u64, mut observe: impl FnMut(&Run)) {
         let model = self.groups.get_mut(&number).unwrap();
         let flushed = &model.states[model.flushed];
         let index = flushed.records.last().map_or(0, |record| record.index);
@@ -127,13 +187,23 @@ impl Run {
             return;
         }
         let newest = model.states.last().unwrap().hard_state;
+        for record in flushed.records.iter().filter(|record| record.index > model.applied) {
+            let mutations = if record.payload.is_empty() { Vec::new() } else { vec![mutation(record)] };
+            self.store.apply(group(number), record.index, mutations);
+        }
+        model.applied = index;
         if self.store.checkpoint(group(number), index, state(newest)).is_ok() {
             model.released = model.released.max(index.saturating_sub(kept));
             while self.groups[&number].checkpointed < index {
-                assert!(self.step(|_| {}), "a checkpoint ends");
+                assert!(self.step(&mut observe), "a checkpoint ends");
             }
             self.store.release(group(number), index.saturating_sub(kept));
         }
+    }
+
+    pub fn slots_free(&self) -> u64 {
+        let usage = self.store.usage();
+        (usage.data_total - usage.data_used) / (64 << 10)
     }
 
     pub fn idle(&mut self) {
@@ -209,7 +279,7 @@ impl Run {
     }
 
     /// Opens `device` as it is after a crash, and says which of its appends every group holds, or what is wrong.
-    pub fn recover(&self, device: &dyn Device) -> Result<(Store, BTreeMap<u8, usize>), String> {
+    pub fn recover(&self, device: &dyn Device) -> Result<(Store, BTreeMap<u8, Held>), String> {
         let (store, recovered) = Store::open(device).map_err(|error| format!("the disk does not open: {error}"))?;
         let mut held = BTreeMap::new();
         for (number, model) in &self.groups {
@@ -223,24 +293,66 @@ impl Run {
                     found.records.len()
                 );
             } else {
-                let append = model.check(found).map_err(|reason| format!("group {number}: {reason}"))?;
-                held.insert(*number, append);
+                let found_as = model.check(found).map_err(|reason| format!("group {number}: {reason}"))?;
+                held.insert(*number, found_as);
             }
         }
         Ok((store, held))
     }
 
+    /// Applies what was recovered, as the owner of the groups would, and reads all their blocks.
+    pub fn check_blocks(
+        &self,
+        store: &mut Store,
+        device: &dyn Device,
+        held: &BTreeMap<u8, Held>,
+    ) -> Result<(), String> {
+        for (number, held) in held {
+            let model = &self.groups[number];
+            let log = &model.states[held.append];
+            let above = log.records.iter().filter(|record| (held.checkpoint + 1..=held.last).contains(&record.index));
+            for record in above.filter(|record| !record.payload.is_empty()) {
+                store.apply(group(*number), record.index, vec![mutation(record)]);
+            }
+            store.read(group(*number), 0, BLOCKS, 1);
+            let answer = loop {
+                for op in store.take_ops() {
+                    let DeviceOp::Read { id, offset, length } = op else { panic!("{op:?} while nothing changes") };
+                    let mut buffer = vec![0; length as usize];
+                    device.read_at(offset, &mut buffer).unwrap();
+                    store.on_completion(id, Ok(buffer.into()));
+                }
+                let answered = |event| if let StoreEvent::Read { result, .. } = event { Some(result) } else { None };
+                if let Some(result) = store.take_events().into_iter().find_map(answered) {
+                    break result;
+                }
+            };
+            match answer {
+                Ok(blocks) if blocks == blocks_at(log, held.last) => {}
+                Ok(_) => return Err(format!("group {number} reads wrong after {held:?}")),
+                Err(error) => return Err(format!("group {number} cannot be read after {held:?}: {error}")),
+            }
+        }
+        Ok(())
+    }
+
     /// Goes on with what a crash left.
     pub fn restart(&mut self, device: MemoryDevice) -> Result<(), String> {
+        let look = device.fork();
+        let (mut store, held) = self.recover(&look)?;
+        self.check_blocks(&mut store, &look, &held)?;
         let (store, held) = self.recover(&device)?;
         if held.len() != self.groups.len() {
             return Err("damage after a crash without bit rot".to_owned());
         }
-        for (number, append) in held {
+        for (number, Held { append, last, checkpoint }) in held {
             let model = self.groups.get_mut(&number).unwrap();
             // Sequences start again; what the crash took was never there.
-            model.states = vec![model.states[append].clone()];
+            let mut log = model.states[append].clone();
+            log.records.retain(|record| record.index <= last);
+            model.states = vec![log];
             model.flushed = 0;
+            model.applied = checkpoint;
         }
         self.device = device;
         self.store = store;
@@ -257,27 +369,41 @@ impl Run {
 }
 
 impl GroupModel {
-    /// Which append `found` is the state after: one not before the last that was told to be flushed.
-    fn check(&self, found: &RecoveredGroup) -> Result<usize, String> {
+    /// Which append `found` is the state after: one not before the last that was told to be flushed. Of what was not
+    /// flushed the end may be missing, from a record on whose payload is not in the log.
+    fn check(&self, found: &RecoveredGroup) -> Result<Held, String> {
         if found.checkpoint_index < self.checkpointed {
             return Err(format!("checkpoint {} after {}", found.checkpoint_index, self.checkpointed));
         }
         let number = |bytes: &Bytes| u64::from_le_bytes(bytes[..].try_into().unwrap());
         let checkpointed = number(&found.checkpoint.hard_state);
         let newest = found.hard_state.as_ref().map_or(checkpointed, number);
+        let flushed = &self.states[self.flushed].records;
+        let same = |a: &Record, b: &Record| (a.index, &a.header, &a.payload) == (b.index, &b.header, &b.payload);
+        let found_last = found.records.last().map_or(found.checkpoint_index, |record| record.index);
         let matches = |log: &Log| {
             let first = found.records.first().map_or(found.checkpoint_index + 1, |record| record.index);
             let last = log.records.last().map_or(0, |record| record.index);
-            let kept: Vec<&Record> = log.records.iter().filter(|record| record.index >= first).collect();
+            let (kept, torn): (Vec<&Record>, Vec<&Record>) =
+                log.records.iter().filter(|record| record.index >= first).partition(|r| r.index <= found_last);
+            let flushed_and_kept = flushed.iter().zip(&log.records).take_while(|(a, b)| same(a, b)).count() as u64;
+            let is_tear = torn.first().is_none_or(|r| r.index > flushed_and_kept && is_long(r));
             let hard_state_fits = newest == log.hard_state || newest == checkpointed && newest >= log.hard_state;
-            let reaches_down = first <= self.released + 1 || found.records.is_empty() && last <= self.released;
-            kept.iter().copied().eq(&found.records)
+            // Below the checkpoint slots are given away, and what cannot be found again takes what precedes it along.
+            let given_away = |index| log.records.iter().any(|record| record.index == index && is_long(record));
+            let reaches_down = first <= self.released + 1
+                || given_away(first - 1)
+                || found.records.is_empty() && last <= self.released;
+            kept.len() == found.records.len()
+                && kept.iter().zip(&found.records).all(|(a, b)| same(a, b))
+                && is_tear
                 && first <= found.checkpoint_index + 1
-                && last.max(found.checkpoint_index) == last
+                && found.checkpoint_index <= last
                 && reaches_down
                 && hard_state_fits
         };
         let held = (self.flushed..self.states.len()).rev().find(|append| matches(&self.states[*append]));
+        let held = held.map(|append| Held { append, last: found_last, checkpoint: found.checkpoint_index });
         held.ok_or_else(|| {
             let indexes: Vec<u64> = found.records.iter().map(|record| record.index).collect();
             let flushed = &self.states[self.flushed];
@@ -289,4 +415,9 @@ impl GroupModel {
             )
         })
     }
+}
+
+/// Whether the payload, which then covers a slot, does not lie in the log.
+fn is_long(record: &Record) -> bool {
+    record.payload.len() >= OUT_OF_PLACE_BYTES_MIN
 }

@@ -28,7 +28,12 @@ enum Action {
 }
 
 fn action() -> impl Strategy<Value = Action> {
-    let append = (1..=3u8, 0..3u64, any::<bool>(), prop::collection::vec(0..3usize, 0..4));
+    let append = (
+        1..=3u8,
+        0..3u64,
+        any::<bool>(),
+        prop::collection::vec(prop_oneof![4 => 0..3usize, 1 => Just(16), 1 => Just(20), 1 => Just(33)], 0..4),
+    );
     prop_oneof![
         8 => append.prop_map(|(group, truncated, hard_state, payloads)| Action::Append { group, truncated, hard_state, payloads }),
         4 => (1..3usize).prop_map(|count| Action::Steps { count }),

@@ -10,13 +10,14 @@ use holdfast_id::GroupId;
 
 use super::GroupBase;
 use super::chain::{Chain, Node};
-use crate::group::{OpenError, Record};
+use super::payloads::StoredRecord;
+use crate::group::OpenError;
 use crate::wal::batch::records_of;
 use crate::wal::format::{TableEntry, WalRecord, decode_record};
 
 pub(super) struct Replayed {
     pub hard_state: Option<Bytes>,
-    pub records: Vec<Record>,
+    pub records: Vec<StoredRecord>,
     pub damaged: bool,
     /// The damage was not yet told to the group by a recovery that noted it.
     pub needs_anchor: bool,
@@ -36,7 +37,7 @@ enum State {
 struct GroupReplay {
     base: GroupBase,
     hard_state: Option<Bytes>,
-    records: Vec<Record>,
+    records: Vec<StoredRecord>,
     state: State,
     /// Records follow on ones that are not there. A truncation that took those lets their segment go before this one's;
     /// so it has to come.
@@ -97,7 +98,9 @@ fn apply(groups: &mut BTreeMap<GroupId, GroupReplay>, table: &[TableEntry], sequ
     match record {
         WalRecord::HardState { bytes, .. } => group.on_hard_state(sequence, bytes),
         WalRecord::Truncate { from, .. } => group.truncate(from),
-        WalRecord::Entry { index, header, payload, .. } => group.on_entry(Record { index, header, payload }),
+        WalRecord::Entry { index, header, payload, .. } => {
+            group.on_entry(StoredRecord { index, header, payload, sequence });
+        }
         WalRecord::Anchor { from, .. } => group.on_anchor(sequence, from),
     }
 }
@@ -121,7 +124,7 @@ impl GroupReplay {
         }
     }
 
-    fn on_entry(&mut self, record: Record) {
+    fn on_entry(&mut self, record: StoredRecord) {
         if self.state == (State::Found { frozen: true }) || self.orphaned {
             return;
         }

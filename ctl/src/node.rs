@@ -64,7 +64,7 @@ async fn add(cluster: &Cluster, name: &str, format: Format) -> Result<()> {
     if known {
         return set_state(cluster, name, v1::NodeState::Active, format).await;
     }
-    dev::control::call(&cluster.dir, &dev::control::Command::AddNode(name.to_owned()))?;
+    dev::control::call(&cluster.dir, &dev::control::Command::Add(name.to_owned()))?;
     let until = Instant::now() + ADD_WITHIN;
     loop {
         let nodes = show::list_nodes(cluster).await?.nodes;

@@ -70,13 +70,15 @@ pub async fn found(cluster: &Cluster) -> Result<()> {
     let until = Instant::now() + FOUND_WITHIN;
     // What was founded is not founded again: a member of the metadata plane that begins anew under its former identity
     // would vote a second time. A node with an empty disk joins by itself.
-    while !cluster.file.founded {
-        match try_found(cluster).await {
-            Ok(()) => break,
-            Err(error) if Instant::now() >= until => return Err(error),
-            Err(error) => tracing::debug!(%error, "not founded yet"),
+    if !cluster.file.founded {
+        loop {
+            match try_found(cluster).await {
+                Ok(()) => break,
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(error) => tracing::debug!(%error, "not founded yet"),
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
     loop {
         let nodes = cluster.call(|mut client| async move { client.list_nodes(v1::ListNodesRequest {}).await }).await?;

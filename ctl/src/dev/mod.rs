@@ -17,8 +17,8 @@ use supervisor::{Options, Supervisor};
 pub fn run(verb: Dev) -> Result<()> {
     match verb {
         Dev::Up(options) => block_on(up(options)),
-        Dev::Node(DevNode::Stop { name, dir }) => control::call(&dir, &control::Command::StopNode(name)),
-        Dev::Node(DevNode::Start { name, dir }) => control::call(&dir, &control::Command::StartNode(name)),
+        Dev::Node(DevNode::Stop { name, dir }) => control::call(&dir, &control::Command::Stop(name)),
+        Dev::Node(DevNode::Start { name, dir }) => control::call(&dir, &control::Command::Start(name)),
     }
 }
 

@@ -155,9 +155,9 @@ impl Supervisor {
         let result = tokio::time::timeout(STOP_WITHIN, read_command(stream)).await;
         let Ok(Ok((command, mut stream))) = result else { return };
         let outcome = match command {
-            control::Command::StopNode(name) => self.stop(&name).await,
-            control::Command::StartNode(name) => self.start_node(&name).await,
-            control::Command::AddNode(name) => self.add_node(&name).await,
+            control::Command::Stop(name) => self.stop(&name).await,
+            control::Command::Start(name) => self.start_node(&name).await,
+            control::Command::Add(name) => self.add_node(&name).await,
         };
         let answer = Answer { error: outcome.err().map(|error| format!("{error:#}")) };
         let mut line = serde_json::to_vec(&answer).expect("a plain struct is JSON");

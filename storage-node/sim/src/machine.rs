@@ -16,7 +16,7 @@ use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
 use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
 use holdfast_store::device::{BLOCK_BYTES, Device};
-use holdfast_store::ops::{AlignedBuffer, DeviceError, DeviceOp, OpId};
+use holdfast_store::ops::{AlignedBuffer, DeviceError, DeviceOp, OpId, WriteBytes};
 use holdfast_store::store::Store;
 use holdfast_store::superblock::FormatOptions;
 
@@ -252,7 +252,7 @@ impl Machine {
     }
 
     /// What the disk makes of a write.
-    fn spoil(&mut self, mut offset: u64, data: AlignedBuffer) -> (u64, AlignedBuffer) {
+    fn spoil(&mut self, mut offset: u64, data: WriteBytes) -> (u64, WriteBytes) {
         let is_data = |block: &[u8]| SPOILED.iter().any(|magic| block.starts_with(magic));
         if !data.chunks(BLOCK_BYTES).all(is_data) {
             return (offset, data);
@@ -281,7 +281,7 @@ impl Machine {
         while self.data_writes.len() > DATA_WRITES_KEPT {
             self.data_writes.pop_front();
         }
-        (offset, AlignedBuffer::padded(&bytes))
+        (offset, AlignedBuffer::padded(&bytes).into())
     }
 
     pub fn submit(&mut self, now: Timestamp, op: DeviceOp) {

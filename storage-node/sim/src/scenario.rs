@@ -589,6 +589,7 @@ impl Scenario {
                 ));
             }
             if let Some(report) = &report {
+                text.push_str(&format!("\n    metadata {:?}", report.metadata));
                 text.push_str(&format!(
                     "\n    usage {:?} damaged {:?} peers {:?}",
                     report.usage,

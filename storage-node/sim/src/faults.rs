@@ -12,7 +12,7 @@ use holdfast_metadata::catalogue::DiskState;
 use holdfast_metadata::command::{Command, ResizeVolume, SetDiskState};
 
 use crate::connections::End;
-use crate::disk::CrashMode;
+use crate::disk::{CrashMode, Fault};
 use crate::latency::Latency;
 use crate::machine::Power;
 use crate::network::Link;
@@ -64,12 +64,15 @@ pub enum FaultKind {
     /// A machine loses power and comes back with an empty disk: a new member, whose copies are made again. The same
     /// machine as whose log rots.
     DiskWiped,
+    /// A write or a flush fails: nothing is served from that disk any more, and the machine comes back with an empty one.
+    /// In place of a wiped disk, for the same reason.
+    DiskFailed,
     /// What a node holds is moved elsewhere; sometimes a leader is killed in the middle of the change.
     MembershipChange,
 }
 
 impl FaultKind {
-    pub const ALL: [FaultKind; 19] = [
+    pub const ALL: [FaultKind; 20] = [
         FaultKind::Kill,
         FaultKind::PowerLoss,
         FaultKind::PowerLossOfAll,
@@ -88,6 +91,7 @@ impl FaultKind {
         FaultKind::Detach,
         FaultKind::Resize,
         FaultKind::DiskWiped,
+        FaultKind::DiskFailed,
         FaultKind::MembershipChange,
     ];
 
@@ -113,6 +117,8 @@ pub struct Plan {
     pub size_bytes_max: u64,
     /// The machine whose disk may rot.
     pub fragile: usize,
+    /// A machine whose disk has failed, or is about to, until it is replaced.
+    pub doomed: Option<usize>,
     pub struck: BTreeMap<FaultKind, u64>,
 }
 
@@ -246,16 +252,21 @@ impl World {
             }
             FaultKind::DiskWiped => {
                 let number = self.plan.fragile;
-                let wiped = self.plan.struck.get(&kind).is_some_and(|count| *count >= WIPES_MAX);
-                if wiped || !self.lose(number, Power::Off, lasts) {
+                if self.wipes() >= WIPES_MAX || !self.lose(number, Power::Off, lasts) {
                     return false;
                 }
-                let mut bytes = [0; 16];
-                self.prng.fill(&mut bytes);
-                let disk = DiskId::from_bytes(bytes).expect("sixteen random bytes are not all zeroes");
-                self.machines[number].wipe(disk).expect("an empty disk can be formatted");
-                self.after(lasts, Timer::Register(number, REGISTRATIONS));
-                self.ambush = self.prng.chance(MILLION / 2);
+                self.put_in_empty_disk(number, lasts);
+                true
+            }
+            FaultKind::DiskFailed => {
+                let number = self.plan.fragile;
+                if self.wipes() >= WIPES_MAX || self.machines[number].shard.is_none() {
+                    return false;
+                }
+                let fault = if self.prng.chance(MILLION / 2) { Fault::FlushError } else { Fault::WriteError };
+                self.machines[number].disk.inject(fault);
+                self.plan.doomed = Some(number);
+                self.after(lasts, Timer::Replace);
                 true
             }
             FaultKind::MembershipChange => {
@@ -271,11 +282,38 @@ impl World {
         }
     }
 
-    /// Undoes everything that can be undone; disks that have failed stay so.
+    fn wipes(&self) -> u64 {
+        let of = |kind| self.plan.struck.get(kind).copied().unwrap_or(0);
+        of(&FaultKind::DiskWiped) + of(&FaultKind::DiskFailed)
+    }
+
+    /// Into a machine without power; it tells of the disk when it is back, after `lasts`.
+    fn put_in_empty_disk(&mut self, number: usize, lasts: Duration) {
+        let mut bytes = [0; 16];
+        self.prng.fill(&mut bytes);
+        let disk = DiskId::from_bytes(bytes).expect("sixteen random bytes are not all zeroes");
+        self.machines[number].wipe(disk).expect("an empty disk can be formatted");
+        self.after(lasts, Timer::Register(number, REGISTRATIONS));
+        self.ambush = self.prng.chance(MILLION / 2);
+    }
+
+    /// The disk that failed goes, an empty one comes.
+    pub(crate) fn replace_disk(&mut self) {
+        let Some(number) = self.plan.doomed.take() else { return };
+        if self.machines[number].shard.is_some() {
+            self.crash(number, Power::Off, CrashMode::Any);
+        }
+        self.cancel(|timer| *timer == Timer::Restart(number));
+        self.put_in_empty_disk(number, Duration::ZERO);
+        self.after(Duration::ZERO, Timer::Restart(number));
+    }
+
+    /// Undoes everything that can be undone.
     pub(crate) fn heal(&mut self) {
         self.cancel(|timer| *timer == Timer::Fault);
+        self.replace_disk();
         self.ambush = false;
-        if self.plan.struck.contains_key(&FaultKind::DiskWiped) {
+        if self.wipes() > 0 {
             self.after(Duration::from_secs(1), Timer::Register(self.plan.fragile, REGISTRATIONS));
         }
         for (from, to) in self.connections.blocked() {
@@ -319,7 +357,7 @@ impl World {
     }
 
     fn lose(&mut self, number: usize, power: Power, lasts: Duration) -> bool {
-        if self.machines[number].shard.is_none() {
+        if self.machines[number].shard.is_none() || self.machines[number].failed.is_some() {
             return false;
         }
         let mode = *self.prng.pick(&[CrashMode::Any, CrashMode::Any, CrashMode::LoseAll, CrashMode::KeepAll]);

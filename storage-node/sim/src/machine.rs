@@ -207,6 +207,7 @@ impl Machine {
         self.log_writes.clear();
         self.data_writes.clear();
         self.spoiling = None;
+        self.failed = None;
         Ok(())
     }
 

@@ -199,6 +199,7 @@ impl Scenario {
             drift_ppm: drift_ppm as i32,
             size_bytes_max: 8 << 20,
             fragile: prng.below(u64::from(nodes)) as usize,
+            doomed: None,
             struck: BTreeMap::new(),
         };
         let sizes = (0..prng.between(1, 2))

@@ -62,6 +62,8 @@ pub enum Timer {
     TimeOut(End, End),
     /// A node tells the metadata plane of its new disk, so many times more.
     Register(usize, u32),
+    /// The disk that failed is replaced.
+    Replace,
     /// A node's disk takes copies again.
     Keep(usize),
 }
@@ -456,6 +458,7 @@ impl World {
                     self.after(REGISTER_EVERY, Timer::Register(number, times - 1));
                 }
             }
+            Timer::Replace => self.replace_disk(),
             Timer::Keep(number) => {
                 let disk = self.machines[number].disk_id;
                 self.tell_all(&Command::SetDiskState(SetDiskState { disk, state: DiskState::Active }));

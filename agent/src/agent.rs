@@ -625,6 +625,7 @@ fn volume_of(reply: &Reply) -> VolumeId {
         | Reply::Refused { volume, .. }
         | Reply::NotLeader { volume, .. }
         | Reply::Leading { volume, .. }
+        | Reply::Replicas { volume, .. }
         | Reply::Io { volume, .. }
         | Reply::Resized { volume, .. } => *volume,
     }

@@ -11,7 +11,7 @@ use holdfast_protocol::session::{Epoch, Formatted, Instance, Refusal, Reply};
 use mio::{Interest, Registry, Token};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{AttachMode, VolumeSpec};
+use crate::config::{AttachMode, NodeAddress, VolumeSpec};
 use crate::control::{Code, Failure, VolumeState, VolumeStatus};
 use crate::device::{self, Device, Devices, Outcome};
 use crate::gap::Gap;
@@ -687,9 +687,35 @@ impl Volume {
                     }
                 }
                 ClientEffect::FormattedSet(formatted) => self.formatted = Some(formatted),
+                ClientEffect::Replicas(replicas) => self.on_replicas(context, replicas),
             }
         }
         any
+    }
+
+    /// Members of the volume came or went: the leader says where they are now.
+    fn on_replicas(&mut self, context: &mut Context<'_>, replicas: Vec<(NodeId, String)>) {
+        let Some(client) = &mut self.client else { return };
+        for gone in self.spec.nodes.extract_if(.., |entry| replicas.iter().all(|(node, _)| *node != entry.node)) {
+            tracing::info!(volume = %self.spec.volume, node = %gone.node, "a replica has left");
+            context.peers.remove(gone.node);
+        }
+        for (node, address) in replicas {
+            if self.spec.nodes.iter().any(|entry| entry.node == node) {
+                continue;
+            }
+            let Ok(address) = address.parse() else {
+                tracing::warn!(volume = %self.spec.volume, %node, %address, "a replica is where it cannot be reached");
+                continue;
+            };
+            tracing::info!(volume = %self.spec.volume, %node, %address, "a replica has come");
+            let entry = NodeAddress { node, address };
+            context.peers.add(context.now, &entry);
+            self.spec.nodes.push(entry);
+            if context.peers.is_connected(node) {
+                client.on_connected(context.now, node);
+            }
+        }
     }
 
     fn on_complete(&mut self, now: Timestamp, completion: Completion) {

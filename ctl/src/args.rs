@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use holdfast_id::ClusterId;
 
 #[derive(Parser)]
 #[command(name = "holdfast", version, about = "Replicated block volumes that keep working when machines do not")]
@@ -36,7 +37,7 @@ pub enum Verb {
     Detach(Detach),
     /// Why something is as it is
     Explain(Explain),
-    /// Look at a disk that no node has open
+    /// The disks of the cluster; or look at one that no node has open
     #[command(subcommand)]
     Disk(Disk),
     /// Run a storage node
@@ -120,6 +121,24 @@ pub enum DevNode {
 pub enum Node {
     /// List the nodes and their disks
     List(Format),
+    /// Let a node take copies, also one that was about to be removed; with `dev`, a name that is not there is started
+    Add {
+        name: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Move what a node holds elsewhere, then let it go for good
+    Remove {
+        name: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// What a node had is lost: make its copies again, on its new disk or elsewhere
+    Replace {
+        name: String,
+        #[command(flatten)]
+        format: Format,
+    },
 }
 
 #[derive(Subcommand)]
@@ -234,12 +253,43 @@ pub struct Explain {
 #[derive(Subcommand)]
 pub enum Subject {
     Cluster,
-    Volume { name: String },
-    Node { name: String },
+    Volume {
+        name: String,
+    },
+    Node {
+        name: String,
+    },
+    /// By identifier, or by the name of its node
+    Disk {
+        name: String,
+    },
 }
 
 #[derive(Subcommand)]
 pub enum Disk {
+    /// List the disks of the cluster
+    List(Format),
+    /// Let a disk take copies again that was about to be removed
+    Add {
+        /// Identifier, or the name of its node
+        disk: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Move what a disk holds elsewhere, then let it go for good
+    Remove {
+        /// Identifier, or the name of its node
+        disk: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// A disk is lost for ever: make its copies again on others
+    Replace {
+        /// Identifier, or the name of its node
+        disk: String,
+        #[command(flatten)]
+        format: Format,
+    },
     /// What is on the disk
     Describe { device: PathBuf },
     /// Whether it is consistent; fails where it is not
@@ -269,6 +319,12 @@ pub struct StorageNode {
     /// Folder with ca.pem, NAME.pem and NAME.key
     #[arg(long)]
     pub pki: PathBuf,
+    /// Format an empty disk for this cluster and join it
+    #[arg(long, value_name = "CLUSTER", requires = "seeds")]
+    pub join: Option<ClusterId>,
+    /// Control API of a node that is in the cluster; several times for several
+    #[arg(long = "seed", value_name = "ADDRESS")]
+    pub seeds: Vec<String>,
     /// Folder for a Unix socket by which agents of this machine connect
     #[arg(long)]
     pub sockets: Option<PathBuf>,

@@ -1,7 +1,7 @@
 //! The control API as the command line uses it: any node of the cluster will do, and says who leads.
 
 use std::future::Future;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -23,6 +23,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub struct Cluster {
     pub file: ClusterFile,
+    pub dir: PathBuf,
     tls: TlsConfigs,
 }
 
@@ -32,7 +33,12 @@ impl Cluster {
         let pki = ClusterFile::pki(dir);
         let identity = Identity::load(&pki.join("admin.pem"), &pki.join("admin.key"))?;
         let roots = Roots::load(&pki.join("ca.pem"))?;
-        Ok(Cluster { file, tls: TlsConfigs::new(&identity, &roots).context("certificates make no TLS configuration")? })
+        let dir = dir.to_owned();
+        Ok(Cluster {
+            file,
+            dir,
+            tls: TlsConfigs::new(&identity, &roots).context("certificates make no TLS configuration")?,
+        })
     }
 
     pub fn nodes(&self) -> &[NodeEntry] {

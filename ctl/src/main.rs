@@ -41,7 +41,7 @@ fn main() -> ExitCode {
         Verb::Dev(verb) => dev::run(verb),
         Verb::Node(verb) => node::run(arguments.cluster, verb),
         Verb::StorageNode(options) => node::serve(options),
-        Verb::Disk(verb) => disk::run(verb),
+        Verb::Disk(verb) => disk::run(arguments.cluster, verb),
         Verb::Status(format) => show::status(arguments.cluster, format),
         Verb::Volume(verb) => volume::run(arguments.cluster, verb),
         Verb::Explain(options) => show::explain(arguments.cluster, options),

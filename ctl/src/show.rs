@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use holdfast_api::v1;
+use holdfast_api::v1::DiskLife;
 use serde_json::{Value, json};
 
 use crate::args::{Explain, Format, Subject};
@@ -66,6 +67,8 @@ pub fn volume_json(volume: &v1::Volume) -> Value {
                 "flushed": replica.flushed_index,
                 "applied": replica.applied_index,
                 "healthy": replica.healthy,
+                "condition": condition(replica),
+                "behind": replica.behind,
                 "repair": replica.repair.as_ref().map(health::repair_json),
                 "rebuild": replica.rebuild.as_ref().map(rebuild_json),
                 "reason": replica.reason.as_ref().map(reason_json),
@@ -88,6 +91,20 @@ pub fn volume_json(volume: &v1::Volume) -> Value {
         "replicas": replicas,
         "reason": volume.reason.as_ref().map(reason_json),
     })
+}
+
+fn condition(replica: &v1::ReplicaStatus) -> &'static str {
+    match replica.condition() {
+        v1::ReplicaCondition::Unspecified => "unknown",
+        v1::ReplicaCondition::Healthy => "healthy",
+        v1::ReplicaCondition::Creating => "creating",
+        v1::ReplicaCondition::CatchingUp => "catching-up",
+        v1::ReplicaCondition::Rebuilding => "rebuilding",
+        v1::ReplicaCondition::Learner => "learner",
+        v1::ReplicaCondition::Unreachable => "unreachable",
+        v1::ReplicaCondition::Stopped => "stopped",
+        v1::ReplicaCondition::Lost => "lost",
+    }
 }
 
 fn rebuild_json(rebuild: &v1::Rebuild) -> Value {
@@ -138,7 +155,11 @@ pub fn print_volumes(volumes: &[v1::Volume]) {
     let rows: Vec<Vec<String>> = volumes
         .iter()
         .map(|volume| {
-            let nodes: Vec<&str> = volume.replicas.iter().map(|replica| replica.node_name.as_str()).collect();
+            let node = |replica: &v1::ReplicaStatus| match replica.condition() {
+                v1::ReplicaCondition::Unspecified | v1::ReplicaCondition::Healthy => replica.node_name.clone(),
+                _ => format!("{}({})", replica.node_name, condition(replica)),
+            };
+            let nodes: Vec<String> = volume.replicas.iter().map(node).collect();
             let why = volume.reason.as_ref().map_or(String::new(), |reason| reason.message.clone());
             vec![
                 volume.name.clone(),
@@ -165,22 +186,22 @@ pub fn print_volume(volume: &v1::Volume) {
             vec![
                 replica.node_name.clone(),
                 role(replica).into(),
-                if replica.healthy { "yes".into() } else { "no".into() },
+                condition(replica).into(),
                 replica.flushed_index.to_string(),
                 replica.applied_index.to_string(),
                 reason,
             ]
         })
         .collect();
-    print_table(&["NODE", "STATE", "HEALTHY", "FLUSHED", "APPLIED", "REASON"], &rows);
+    print_table(&["NODE", "STATE", "CONDITION", "FLUSHED", "APPLIED", "REASON"], &rows);
 }
 
-async fn list_nodes(cluster: &Cluster) -> Result<v1::ListNodesResponse> {
+pub async fn list_nodes(cluster: &Cluster) -> Result<v1::ListNodesResponse> {
     cluster.call(|mut client| async move { client.list_nodes(v1::ListNodesRequest {}).await }).await
 }
 
 /// Every volume with what its replicas say.
-async fn all_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
+pub async fn all_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
     let mut volumes = Vec::new();
     for listed in list_volumes(cluster).await? {
         let request = v1::GetVolumeRequest { volume: listed.volume_id };
@@ -211,27 +232,47 @@ pub async fn list_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
     }
 }
 
+fn disk_json(disk: &v1::ClusterDisk) -> Value {
+    json!({
+        "disk": disk.disk_id,
+        "state": life(disk),
+        "capacityBytes": disk.capacity_bytes,
+        "freeBytes": disk.free_bytes,
+        "placedBytes": disk.placed_bytes,
+        "replicas": disk.replicas,
+        "health": disk.health.as_ref().map(health::disk_json),
+    })
+}
+
+fn life(disk: &v1::ClusterDisk) -> &'static str {
+    match disk.life() {
+        v1::DiskLife::Unspecified => "unknown",
+        v1::DiskLife::Active => "active",
+        v1::DiskLife::Removing => "removing",
+        v1::DiskLife::Removed => "removed",
+        v1::DiskLife::Lost => "lost",
+    }
+}
+
+fn node_state(node: &v1::ClusterNode) -> &'static str {
+    match node.state() {
+        v1::NodeState::Unspecified => "unknown",
+        v1::NodeState::Active => "active",
+        v1::NodeState::Draining => "draining",
+        v1::NodeState::Removing => "removing",
+        v1::NodeState::Removed => "removed",
+    }
+}
+
 fn node_json(node: &v1::ClusterNode) -> Value {
-    let disks: Vec<Value> = node
-        .disks
-        .iter()
-        .map(|disk| {
-            json!({
-                "disk": disk.disk_id,
-                "capacityBytes": disk.capacity_bytes,
-                "freeBytes": disk.free_bytes,
-                "placedBytes": disk.placed_bytes,
-                "replicas": disk.replicas,
-                "health": disk.health.as_ref().map(health::disk_json),
-            })
-        })
-        .collect();
+    let disks: Vec<Value> = node.disks.iter().map(disk_json).collect();
     let reasons: Vec<Value> = node.reasons.iter().map(reason_json).collect();
     json!({
         "id": node.node_id,
         "name": node.name,
         "endpoint": node.peer_address,
         "api": node.api_address,
+        "state": node_state(node),
         "connected": node.connected,
         "metadataMember": node.metadata_member,
         "metadataLeader": node.metadata_leader,
@@ -244,7 +285,8 @@ fn print_nodes(nodes: &[v1::ClusterNode]) {
     let rows: Vec<Vec<String>> = nodes
         .iter()
         .map(|node| {
-            let sum = |figure: fn(&v1::ClusterDisk) -> u64| node.disks.iter().map(figure).sum::<u64>();
+            let used = node.disks.iter().filter(|disk| !matches!(disk.life(), DiskLife::Removed | DiskLife::Lost));
+            let sum = |figure: fn(&v1::ClusterDisk) -> u64| used.clone().map(figure).sum::<u64>();
             let metadata = match (node.metadata_leader, node.metadata_member) {
                 (true, _) => "leader",
                 (_, true) => "member",
@@ -253,6 +295,7 @@ fn print_nodes(nodes: &[v1::ClusterNode]) {
             let reasons: Vec<&str> = node.reasons.iter().map(|reason| reason.message.as_str()).collect();
             vec![
                 node.name.clone(),
+                node_state(node).into(),
                 if node.connected { "yes".into() } else { "no".into() },
                 metadata.into(),
                 bytes(sum(|disk| disk.capacity_bytes)),
@@ -263,7 +306,7 @@ fn print_nodes(nodes: &[v1::ClusterNode]) {
             ]
         })
         .collect();
-    print_table(&["NAME", "CONNECTED", "METADATA", "CAPACITY", "FREE", "COPIES", "ENDPOINT", "REASON"], &rows);
+    print_table(&["NAME", "STATE", "CONNECTED", "METADATA", "CAPACITY", "FREE", "COPIES", "ENDPOINT", "REASON"], &rows);
 }
 
 pub fn nodes(cluster: Option<PathBuf>, format: Format) -> Result<()> {
@@ -273,6 +316,51 @@ pub fn nodes(cluster: Option<PathBuf>, format: Format) -> Result<()> {
         return print_json(&Value::Array(nodes.iter().map(node_json).collect()));
     }
     print_nodes(&nodes);
+    Ok(())
+}
+
+/// A node as it is after a change.
+pub fn changed_node(node: &v1::ClusterNode, format: Format) -> Result<()> {
+    if format.json {
+        return print_json(&node_json(node));
+    }
+    print_nodes(std::slice::from_ref(node));
+    Ok(())
+}
+
+fn print_disks<'a>(disks: impl Iterator<Item = (&'a str, &'a v1::ClusterDisk)>) {
+    let rows = disks.map(|(node, disk)| {
+        let figures = [disk.capacity_bytes, disk.free_bytes, disk.placed_bytes].map(bytes);
+        let mut row = vec![disk.disk_id.clone(), node.to_owned(), life(disk).into()];
+        row.extend(figures);
+        row.push(disk.replicas.to_string());
+        row
+    });
+    let rows: Vec<Vec<String>> = rows.collect();
+    print_table(&["DISK", "NODE", "STATE", "CAPACITY", "FREE", "PLACED", "COPIES"], &rows);
+}
+
+pub fn changed_disk(disk: &v1::ClusterDisk, format: Format) -> Result<()> {
+    if format.json {
+        return print_json(&disk_json(disk));
+    }
+    print_disks([("", disk)].into_iter());
+    Ok(())
+}
+
+pub fn disks(cluster: Option<PathBuf>, format: Format) -> Result<()> {
+    let cluster = open(cluster)?;
+    let nodes = block_on(list_nodes(&cluster))?.nodes;
+    let disks = || nodes.iter().flat_map(|node| node.disks.iter().map(|disk| (node.name.as_str(), disk)));
+    if format.json {
+        let with_node = disks().map(|(node, disk)| {
+            let mut value = disk_json(disk);
+            value["node"] = json!(node);
+            value
+        });
+        return print_json(&Value::Array(with_node.collect()));
+    }
+    print_disks(disks());
     Ok(())
 }
 
@@ -301,6 +389,7 @@ pub fn explain(cluster: Option<PathBuf>, options: Explain) -> Result<()> {
         Subject::Cluster => (v1::SubjectKind::Cluster, String::new()),
         Subject::Volume { name } => (v1::SubjectKind::Volume, name),
         Subject::Node { name } => (v1::SubjectKind::Node, name),
+        Subject::Disk { name } => (v1::SubjectKind::Disk, name),
     };
     let request = v1::ExplainRequest { kind: kind.into(), name };
     let reasons = block_on(async {

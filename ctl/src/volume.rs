@@ -39,7 +39,7 @@ pub fn run(cluster: Option<PathBuf>, verb: Volume) -> Result<()> {
             show::print_volumes(&[volume]);
         }
         Volume::List(format) => {
-            let volumes = block_on(show::list_volumes(&cluster))?;
+            let volumes = block_on(show::all_volumes(&cluster))?;
             if format.json {
                 return show::print_json(&Value::Array(volumes.iter().map(show::volume_json).collect()));
             }

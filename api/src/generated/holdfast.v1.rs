@@ -1184,6 +1184,9 @@ pub struct ClusterDisk {
     /// Replicas of volumes placed on it, also those being deleted.
     #[prost(uint32, tag = "6")]
     pub replicas: u32,
+    /// What is to become of it.
+    #[prost(enumeration = "DiskLife", tag = "7")]
+    pub life: i32,
     /// What was found broken on it; absent where its node did not answer.
     #[prost(message, optional, tag = "20")]
     pub health: ::core::option::Option<DiskHealth>,
@@ -1243,7 +1246,7 @@ pub struct Volume {
     /// The attachment's holder as it named itself; empty: not attached.
     #[prost(string, tag = "12")]
     pub attached_to: ::prost::alloc::string::String,
-    /// In the order of their identifiers; empty while it is being deleted.
+    /// In the order of their identifiers, one that takes the place of another last; empty while it is being deleted.
     #[prost(message, repeated, tag = "13")]
     pub replicas: ::prost::alloc::vec::Vec<ReplicaStatus>,
 }
@@ -1286,6 +1289,12 @@ pub struct ReplicaStatus {
     /// The catalogue has heard that the replica was created.
     #[prost(bool, tag = "12")]
     pub created: bool,
+    /// How it is.
+    #[prost(enumeration = "ReplicaCondition", tag = "13")]
+    pub condition: i32,
+    /// Log entries that it lacks; zero where that is not known.
+    #[prost(uint64, tag = "14")]
+    pub behind: u64,
     /// Its rebuild under way, or the last one since the leader leads; absent in lists and where there was none.
     #[prost(message, optional, tag = "20")]
     pub rebuild: ::core::option::Option<Rebuild>,
@@ -1430,6 +1439,24 @@ pub struct SetNodeStateResponse {
     #[prost(message, optional, tag = "1")]
     pub node: ::core::option::Option<ClusterNode>,
 }
+/// What is to become of a disk.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetDiskLifeRequest {
+    /// Identifier, or the name of the node that has this one disk only.
+    #[prost(string, tag = "1")]
+    pub disk: ::prost::alloc::string::String,
+    /// REMOVING is refused where what it holds has nowhere to go, LOST where something would be left without a quorum,
+    /// REMOVED always: that it comes to by itself.
+    #[prost(enumeration = "DiskLife", tag = "2")]
+    pub life: i32,
+}
+/// It was recorded.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetDiskLifeResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub disk: ::core::option::Option<ClusterDisk>,
+}
 /// A node as it is.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RegisterRequest {
@@ -1480,6 +1507,8 @@ pub enum NodeState {
     Draining = 2,
     /// Holds nothing and never comes back under this identifier.
     Removed = 3,
+    /// Takes no new replicas, and what it has is moved elsewhere; REMOVED once it holds nothing.
+    Removing = 4,
 }
 impl NodeState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1492,6 +1521,7 @@ impl NodeState {
             Self::Active => "NODE_STATE_ACTIVE",
             Self::Draining => "NODE_STATE_DRAINING",
             Self::Removed => "NODE_STATE_REMOVED",
+            Self::Removing => "NODE_STATE_REMOVING",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1501,6 +1531,48 @@ impl NodeState {
             "NODE_STATE_ACTIVE" => Some(Self::Active),
             "NODE_STATE_DRAINING" => Some(Self::Draining),
             "NODE_STATE_REMOVED" => Some(Self::Removed),
+            "NODE_STATE_REMOVING" => Some(Self::Removing),
+            _ => None,
+        }
+    }
+}
+/// What is to become of a disk, as the catalogue has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum DiskLife {
+    /// Never sent; refused where it is asked for.
+    Unspecified = 0,
+    /// Takes new replicas.
+    Active = 1,
+    /// Takes no new replicas, and what it has is moved elsewhere; REMOVED once it holds nothing.
+    Removing = 2,
+    /// Holds nothing and never comes back under this identifier.
+    Removed = 3,
+    /// It failed or was declared lost, for good; what it had is made again elsewhere from the other copies.
+    Lost = 4,
+}
+impl DiskLife {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "DISK_LIFE_UNSPECIFIED",
+            Self::Active => "DISK_LIFE_ACTIVE",
+            Self::Removing => "DISK_LIFE_REMOVING",
+            Self::Removed => "DISK_LIFE_REMOVED",
+            Self::Lost => "DISK_LIFE_LOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "DISK_LIFE_UNSPECIFIED" => Some(Self::Unspecified),
+            "DISK_LIFE_ACTIVE" => Some(Self::Active),
+            "DISK_LIFE_REMOVING" => Some(Self::Removing),
+            "DISK_LIFE_REMOVED" => Some(Self::Removed),
+            "DISK_LIFE_LOST" => Some(Self::Lost),
             _ => None,
         }
     }
@@ -1579,6 +1651,63 @@ impl VolumeHealth {
         }
     }
 }
+/// How a copy is, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ReplicaCondition {
+    /// Not asked (lists do not ask).
+    Unspecified = 0,
+    /// Durable and applied closely enough to take over.
+    Healthy = 1,
+    /// Being created.
+    Creating = 2,
+    /// Behind, and the log has what it lacks.
+    CatchingUp = 3,
+    /// Behind what is left of the log: it is rebuilt from what has changed since.
+    Rebuilding = 4,
+    /// Takes the place of another copy, and does not vote before it has caught up.
+    Learner = 5,
+    /// Its node does not answer.
+    Unreachable = 6,
+    /// It went no further, and says why.
+    Stopped = 7,
+    /// Its disk failed or was declared lost; another copy is made, or waits for room.
+    Lost = 8,
+}
+impl ReplicaCondition {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "REPLICA_CONDITION_UNSPECIFIED",
+            Self::Healthy => "REPLICA_CONDITION_HEALTHY",
+            Self::Creating => "REPLICA_CONDITION_CREATING",
+            Self::CatchingUp => "REPLICA_CONDITION_CATCHING_UP",
+            Self::Rebuilding => "REPLICA_CONDITION_REBUILDING",
+            Self::Learner => "REPLICA_CONDITION_LEARNER",
+            Self::Unreachable => "REPLICA_CONDITION_UNREACHABLE",
+            Self::Stopped => "REPLICA_CONDITION_STOPPED",
+            Self::Lost => "REPLICA_CONDITION_LOST",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "REPLICA_CONDITION_UNSPECIFIED" => Some(Self::Unspecified),
+            "REPLICA_CONDITION_HEALTHY" => Some(Self::Healthy),
+            "REPLICA_CONDITION_CREATING" => Some(Self::Creating),
+            "REPLICA_CONDITION_CATCHING_UP" => Some(Self::CatchingUp),
+            "REPLICA_CONDITION_REBUILDING" => Some(Self::Rebuilding),
+            "REPLICA_CONDITION_LEARNER" => Some(Self::Learner),
+            "REPLICA_CONDITION_UNREACHABLE" => Some(Self::Unreachable),
+            "REPLICA_CONDITION_STOPPED" => Some(Self::Stopped),
+            "REPLICA_CONDITION_LOST" => Some(Self::Lost),
+            _ => None,
+        }
+    }
+}
 /// What can be explained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -1591,6 +1720,8 @@ pub enum SubjectKind {
     Node = 2,
     /// One volume and its copies.
     Volume = 3,
+    /// One disk and what lies on it.
+    Disk = 4,
 }
 impl SubjectKind {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1603,6 +1734,7 @@ impl SubjectKind {
             Self::Cluster => "SUBJECT_KIND_CLUSTER",
             Self::Node => "SUBJECT_KIND_NODE",
             Self::Volume => "SUBJECT_KIND_VOLUME",
+            Self::Disk => "SUBJECT_KIND_DISK",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1612,6 +1744,7 @@ impl SubjectKind {
             "SUBJECT_KIND_CLUSTER" => Some(Self::Cluster),
             "SUBJECT_KIND_NODE" => Some(Self::Node),
             "SUBJECT_KIND_VOLUME" => Some(Self::Volume),
+            "SUBJECT_KIND_DISK" => Some(Self::Disk),
             _ => None,
         }
     }
@@ -1913,7 +2046,7 @@ pub mod cluster_client {
                 .insert(GrpcMethod::new("holdfast.v1.Cluster", "Register"));
             self.inner.unary(req, path, codec).await
         }
-        /// Stops or allows the placing of new replicas on a node.
+        /// Stops or allows the placing of new replicas on a node, or has what it holds moved elsewhere.
         pub async fn set_node_state(
             &mut self,
             request: impl tonic::IntoRequest<super::SetNodeStateRequest>,
@@ -1936,6 +2069,31 @@ pub mod cluster_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("holdfast.v1.Cluster", "SetNodeState"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has what a disk holds moved elsewhere, or declares it lost.
+        pub async fn set_disk_life(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetDiskLifeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetDiskLifeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Cluster/SetDiskLife",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Cluster", "SetDiskLife"));
             self.inner.unary(req, path, codec).await
         }
     }
@@ -2016,12 +2174,20 @@ pub mod cluster_server {
             tonic::Response<super::RegisterResponse>,
             tonic::Status,
         >;
-        /// Stops or allows the placing of new replicas on a node.
+        /// Stops or allows the placing of new replicas on a node, or has what it holds moved elsewhere.
         async fn set_node_state(
             &self,
             request: tonic::Request<super::SetNodeStateRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SetNodeStateResponse>,
+            tonic::Status,
+        >;
+        /// Has what a disk holds moved elsewhere, or declares it lost.
+        async fn set_disk_life(
+            &self,
+            request: tonic::Request<super::SetDiskLifeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetDiskLifeResponse>,
             tonic::Status,
         >;
     }
@@ -2487,6 +2653,51 @@ pub mod cluster_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetNodeStateSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Cluster/SetDiskLife" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetDiskLifeSvc<T: Cluster>(pub Arc<T>);
+                    impl<
+                        T: Cluster,
+                    > tonic::server::UnaryService<super::SetDiskLifeRequest>
+                    for SetDiskLifeSvc<T> {
+                        type Response = super::SetDiskLifeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetDiskLifeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Cluster>::set_disk_life(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetDiskLifeSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -16,8 +16,10 @@ const WAIT: Duration = Duration::from_secs(20);
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Command {
-    StopNode(String),
-    StartNode(String),
+    Stop(String),
+    Start(String),
+    /// A node that was never there: it is given an identity, started, and joins.
+    Add(String),
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use holdfast_id::ReplicaId;
 use holdfast_transport::pki::{Authority, Identity, Validity};
 use holdfast_transport::{PeerIdentity, PeerRole};
 
-use super::layout::{ClusterFile, random_id};
+use super::layout::{ClusterFile, NodeEntry, random_id};
 use super::supervisor::make_folders;
 use crate::client::Cluster;
 
@@ -45,6 +45,14 @@ pub fn prepare(dir: &Path, nodes: usize) -> Result<ClusterFile> {
     Ok(file)
 }
 
+/// The certificate of one more node.
+pub fn node_identity(dir: &Path, node: &NodeEntry) -> Result<()> {
+    let pki = ClusterFile::pki(dir);
+    let authority = Authority::load(&pki.join("ca.pem"), &pki.join("ca.key"))?;
+    let identity = authority.issue(PeerIdentity { role: PeerRole::Node, id: node.id.as_u128() }, validity())?;
+    Ok(identity.save(&pki.join(format!("{}.pem", node.name)), &pki.join(format!("{}.key", node.name)))?)
+}
+
 /// The certificate of one agent of this machine, made where it is missing.
 pub fn agent_identity(dir: &Path, holder: &str) -> Result<()> {
     let pki = ClusterFile::pki(dir);
@@ -60,13 +68,17 @@ pub fn agent_identity(dir: &Path, holder: &str) -> Result<()> {
 /// Founds the cluster where it is not founded yet, and waits until every node is part of it. Repeating is harmless.
 pub async fn found(cluster: &Cluster) -> Result<()> {
     let until = Instant::now() + FOUND_WITHIN;
-    loop {
-        match try_found(cluster).await {
-            Ok(()) => break,
-            Err(error) if Instant::now() >= until => return Err(error),
-            Err(error) => tracing::debug!(%error, "not founded yet"),
+    // What was founded is not founded again: a member of the metadata plane that begins anew under its former identity
+    // would vote a second time. A node with an empty disk joins by itself.
+    if !cluster.file.founded {
+        loop {
+            match try_found(cluster).await {
+                Ok(()) => break,
+                Err(error) if Instant::now() >= until => return Err(error),
+                Err(error) => tracing::debug!(%error, "not founded yet"),
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
     }
     loop {
         let nodes = cluster.call(|mut client| async move { client.list_nodes(v1::ListNodesRequest {}).await }).await?;

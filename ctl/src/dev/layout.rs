@@ -17,6 +17,9 @@ pub struct ClusterFile {
     pub version: u32,
     pub cluster: ClusterId,
     pub supervisor_pid: u32,
+    /// Every node has been part of the cluster: from now on an empty disk joins, and nobody founds again.
+    #[serde(default)]
+    pub founded: bool,
     pub nodes: Vec<NodeEntry>,
 }
 
@@ -105,7 +108,24 @@ impl ClusterFile {
                 name,
             });
         }
-        Ok(ClusterFile { version: LAYOUT_VERSION, cluster, supervisor_pid: 0, nodes: entries })
+        Ok(ClusterFile { version: LAYOUT_VERSION, cluster, supervisor_pid: 0, founded: false, nodes: entries })
+    }
+
+    /// One more node, with an identity and ports of its own; writes nothing.
+    pub fn plan_node(&self, dir: &Path, name: &str) -> Result<NodeEntry> {
+        ensure!(self.nodes.iter().all(|node| node.name != name), "there is a node {name} already");
+        let label = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        let fits = !name.is_empty() && name.len() <= 63 && name.bytes().all(label);
+        ensure!(fits, "the node name {name:?} must be 1 to 63 lower-case letters, digits and hyphens");
+        let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+        Ok(NodeEntry {
+            name: name.to_owned(),
+            id: NodeId::from_bytes(random_id()?).context("a random identifier of all zeroes")?,
+            pid: 0,
+            endpoint: listeners[0].local_addr()?.to_string(),
+            api: listeners[1].local_addr()?.to_string(),
+            dir: dir.join(name),
+        })
     }
 
     pub fn node_mut(&mut self, name: &str) -> Result<&mut NodeEntry> {

@@ -5,6 +5,8 @@ pub mod found;
 pub mod layout;
 pub mod supervisor;
 
+use std::sync::atomic::Ordering;
+
 use anyhow::{Context, Result};
 
 use crate::args::{Dev, DevNode, DevUp};
@@ -15,8 +17,8 @@ use supervisor::{Options, Supervisor};
 pub fn run(verb: Dev) -> Result<()> {
     match verb {
         Dev::Up(options) => block_on(up(options)),
-        Dev::Node(DevNode::Stop { name, dir }) => control::call(&dir, &control::Command::StopNode(name)),
-        Dev::Node(DevNode::Start { name, dir }) => control::call(&dir, &control::Command::StartNode(name)),
+        Dev::Node(DevNode::Stop { name, dir }) => control::call(&dir, &control::Command::Stop(name)),
+        Dev::Node(DevNode::Start { name, dir }) => control::call(&dir, &control::Command::Start(name)),
     }
 }
 
@@ -39,12 +41,16 @@ async fn up(options: DevUp) -> Result<()> {
     )
     .await?;
     let cluster = Cluster::open(&dir)?;
+    let is_founded = supervisor.founded();
     let running = supervisor.run();
     tokio::pin!(running);
     tokio::select! {
         result = &mut running => return result,
         founded = found::found(&cluster) => match founded {
-            Ok(()) => println!("cluster of {} nodes is up: holdfast --cluster {} status", cluster.file.nodes.len(), dir.display()),
+            Ok(()) => {
+                is_founded.store(true, Ordering::Relaxed);
+                println!("cluster of {} nodes is up: holdfast --cluster {} status", cluster.file.nodes.len(), dir.display());
+            }
             Err(error) => eprintln!("holdfast: the cluster is not whole yet: {error:#}"),
         },
     }

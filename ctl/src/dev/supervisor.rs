@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -44,6 +46,8 @@ pub struct Supervisor {
     file: ClusterFile,
     nodes: BTreeMap<String, Running>,
     listener: UnixListener,
+    /// Set from outside when the cluster is founded; kept in the file.
+    founded: Arc<AtomicBool>,
 }
 
 impl Supervisor {
@@ -62,9 +66,15 @@ impl Supervisor {
         file.supervisor_pid = std::process::id();
         let now = Instant::now();
         let nodes = file.nodes.iter().map(|node| (node.name.clone(), Running::Due(now))).collect();
-        let mut supervisor = Supervisor { options, file, nodes, listener };
+        let founded = Arc::new(AtomicBool::new(file.founded));
+        let mut supervisor = Supervisor { options, file, nodes, listener, founded };
         supervisor.look().await?;
         Ok(supervisor)
+    }
+
+    /// To be set once the cluster is founded.
+    pub fn founded(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.founded)
     }
 
     /// Until SIGINT or SIGTERM; ends every node before it returns.
@@ -112,7 +122,8 @@ impl Supervisor {
     }
 
     async fn look(&mut self) -> Result<()> {
-        let mut changed = false;
+        let mut changed = self.founded.load(Ordering::Relaxed) != self.file.founded;
+        self.file.founded = self.founded.load(Ordering::Relaxed);
         for (name, running) in &mut self.nodes {
             match running {
                 Running::Child(child) => {
@@ -144,8 +155,9 @@ impl Supervisor {
         let result = tokio::time::timeout(STOP_WITHIN, read_command(stream)).await;
         let Ok(Ok((command, mut stream))) = result else { return };
         let outcome = match command {
-            control::Command::StopNode(name) => self.stop(&name).await,
-            control::Command::StartNode(name) => self.start_node(&name).await,
+            control::Command::Stop(name) => self.stop(&name).await,
+            control::Command::Start(name) => self.start_node(&name).await,
+            control::Command::Add(name) => self.add_node(&name).await,
         };
         let answer = Answer { error: outcome.err().map(|error| format!("{error:#}")) };
         let mut line = serde_json::to_vec(&answer).expect("a plain struct is JSON");
@@ -164,6 +176,14 @@ impl Supervisor {
         }
         self.file.node_mut(name)?.pid = 0;
         self.file.store(&self.options.dir)
+    }
+
+    async fn add_node(&mut self, name: &str) -> Result<()> {
+        ensure!(self.file.founded, "the cluster is not whole yet; try again when it is");
+        let node = self.file.plan_node(&self.options.dir, name)?;
+        super::found::node_identity(&self.options.dir, &node)?;
+        self.file.nodes.push(node);
+        self.start_node(name).await
     }
 
     async fn start_node(&mut self, name: &str) -> Result<()> {
@@ -203,6 +223,12 @@ fn spawn(options: &Options, file: &ClusterFile, name: &str) -> Result<Child> {
         .arg(ClusterFile::pki(&options.dir))
         .arg("--sockets")
         .arg(ClusterFile::sockets(&options.dir));
+    if file.founded {
+        command.args(["--join", &file.cluster.to_string()]);
+        for other in file.nodes.iter().filter(|other| other.name != name) {
+            command.args(["--seed", &other.api]);
+        }
+    }
     if let Some(fault) = &options.device_fault {
         command.args(["--device-fault", fault]);
     }

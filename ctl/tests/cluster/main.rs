@@ -8,6 +8,7 @@ mod certificates;
 mod failover;
 mod harness;
 mod hostile;
+mod membership;
 mod model;
 mod nbd;
 mod power_loss;

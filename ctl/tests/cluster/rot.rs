@@ -119,7 +119,8 @@ fn garbage_in_the_data_and_in_the_log_is_repaired_from_the_other_copies() {
     let offset = wait_for("the checkpoint", || find_slot(&file, slot * SLOT / BLOCK));
     garbage(&file, offset);
     check_all(&socket);
-    let found = wait_for("the repair is told", || Some(health(&cluster, &leader)).filter(|h| h["repairedBlocks"] == 16));
+    let found =
+        wait_for("the repair is told", || Some(health(&cluster, &leader)).filter(|h| h["repairedBlocks"] == 16));
     assert!(found["corruptBlocks"].as_u64() >= Some(16), "{found}");
     let volume = cluster.volume("v");
     let replica = volume["replicas"].as_array().expect("copies").iter().find(|r| r["node"] == leader.as_str());

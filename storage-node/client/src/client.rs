@@ -211,6 +211,14 @@ impl Client {
                     self.send_everything(now);
                 }
             }
+            Reply::Replicas { volume, term, replicas } => {
+                let nodes: Vec<NodeId> = replicas.iter().map(|(node, _)| *node).collect();
+                if volume == self.volume && self.search.on_replicas(term, nodes) {
+                    self.unknown_at.retain(|node| self.search.is_replica(*node));
+                    self.effects.push(ClientEffect::Replicas(replicas));
+                    self.search.restart(now);
+                }
+            }
             Reply::Io { volume, session, sequence, seen, result } => {
                 if volume == self.volume && self.opened.as_ref().is_some_and(|opened| opened.session == session) {
                     self.on_answer(now, from, sequence, seen, result);

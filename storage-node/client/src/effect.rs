@@ -26,6 +26,9 @@ pub enum ClientEffect {
     /// The attachment is over by our own wish; the client has ended.
     Detached,
     FormattedSet(Formatted),
+    /// The volume's replicas are on exactly these nodes now, at these addresses: connect to those that are new, and let
+    /// go of the others.
+    Replicas(Vec<(NodeId, String)>),
     /// Told only where the geometry differs from the one told before.
     Resized(Geometry),
 }

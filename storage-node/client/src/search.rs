@@ -117,6 +117,21 @@ impl Search {
         !known
     }
 
+    /// A leader's word on where the replicas are. Returns whether that is news.
+    pub fn on_replicas(&mut self, term: Term, mut nodes: Vec<NodeId>) -> bool {
+        nodes.sort_unstable();
+        nodes.dedup();
+        let mut known = self.replicas.clone();
+        known.sort_unstable();
+        if term < self.floor || nodes.is_empty() || nodes == known {
+            return false;
+        }
+        self.connected.retain(|node| nodes.contains(node));
+        self.leader = self.leader.filter(|leader| nodes.contains(&leader.node));
+        self.replicas = nodes;
+        true
+    }
+
     /// A leader's answer. `None` where it is void, else whether the leader changed.
     pub fn on_answer(&mut self, node: NodeId, term: Term) -> Option<bool> {
         if term < self.floor {

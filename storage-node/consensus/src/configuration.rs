@@ -100,6 +100,8 @@ fn validate_members(members: &[Member]) -> Result<(), ConfigurationError> {
 
 #[cfg(test)]
 mod tests {
+    use holdfast_id::NodeId;
+
     use super::*;
 
     fn replica(n: u8) -> ReplicaId {
@@ -107,7 +109,8 @@ mod tests {
     }
 
     fn voting(ids: &[u8]) -> Vec<Member> {
-        ids.iter().map(|n| Member { replica: replica(*n), role: Role::Voter }).collect()
+        let node = |n| NodeId::from_bytes([n; 16]).expect("not zero");
+        ids.iter().map(|n| Member { replica: replica(*n), node: node(*n), role: Role::Voter }).collect()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the log holds and what must be durable beside it.
 
-use holdfast_id::ReplicaId;
+use holdfast_id::{NodeId, ReplicaId};
 
 /// Raft's term; 0 is before the first election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -56,6 +56,8 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     pub replica: ReplicaId,
+    /// Where it lives, for good: a configuration tells everybody in it how to find the others.
+    pub node: NodeId,
     pub role: Role,
 }
 

@@ -199,6 +199,11 @@ impl<C: Command> Raft<C> {
         self.log.configuration()
     }
 
+    /// Committed and not joint: the next change may start.
+    pub fn is_configuration_settled(&self) -> bool {
+        !self.configuration().is_joint() && self.log.configuration_index() <= self.committed
+    }
+
     /// The configuration as of `index`, for a checkpoint there; `None` below the base.
     pub fn configuration_at(&self, index: LogIndex) -> Option<&Configuration> {
         (index >= self.log.base().index).then(|| self.log.configuration_at(index))

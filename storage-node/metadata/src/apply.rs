@@ -1,11 +1,9 @@
 //! One command of the log, applied: looked at, refused or done, always the same on every replica.
 
-use std::collections::BTreeSet;
-
 use holdfast_id::{DiskId, NodeId, ReplicaId, VolumeId};
 
 use crate::catalogue::{
-    Catalogue, DISKS_MAX, Disk, DiskState, NODES_MAX, Node, NodeState, Tombstone, VOLUMES_MAX, Volume, VolumeMember,
+    Catalogue, DISKS_MAX, Disk, DiskState, NODES_MAX, Node, NodeState, Place, VOLUMES_MAX, Volume, VolumeMember,
     VolumeState,
 };
 use crate::command::{
@@ -51,7 +49,7 @@ pub enum Refusal {
     StalePlan { planned_at: u64, forgotten_at: u64 },
     #[error("node {node} was removed for good; join it with a new identity")]
     NodeRemoved { node: NodeId },
-    #[error("disk {disk} failed for good; format it again to make it a new disk")]
+    #[error("disk {disk} failed, was removed or declared lost, for good; format it again to make it a new disk")]
     DiskRetired { disk: DiskId },
     #[error("disk {disk} belongs to node {node}; a disk does not move between nodes")]
     DiskMoved { disk: DiskId, node: NodeId },
@@ -80,7 +78,7 @@ impl Refusal {
             Refusal::DiskRetired { .. } => "DiskRetired",
             Refusal::DiskMoved { .. } => "DiskMoved",
             Refusal::Limit { .. } => "LimitReached",
-            Refusal::Unsafe { .. } => "UnsafeChange",
+            Refusal::Unsafe { findings } => findings.first().map_or("UnsafeChange", Finding::code),
         }
     }
 }
@@ -98,7 +96,7 @@ pub enum ApplyError {
     OutOfOrder { index: u64, applied: u64 },
 }
 
-type Applied = Result<Outcome, Refusal>;
+pub(crate) type Applied = Result<Outcome, Refusal>;
 
 impl Catalogue {
     /// Applies the command at `index`. Indexes rise, and may leave out those that hold no command. An error changes
@@ -131,7 +129,7 @@ impl Catalogue {
         match &command {
             Command::RegisterNode(command) => self.register_node(command),
             Command::SetNodeState(command) => self.set_node_state(command, safe),
-            Command::RegisterDisk(command) => self.register_disk(command),
+            Command::RegisterDisk(command) => self.register_disk(index, command),
             Command::UpdateDisk(command) => self.update_disk(index, command),
             Command::CreateVolume(command) => self.create_volume(command, safe),
             Command::VolumeReplicaCreated(command) => self.volume_replica_created(command),
@@ -140,6 +138,9 @@ impl Catalogue {
             Command::VolumeResized(command) => self.volume_resized(command),
             Command::DeleteVolume(command) => self.delete_volume(index, command),
             Command::VolumeReplicaDeleted(command) => self.volume_replica_deleted(index, command),
+            Command::SetDiskState(command) => self.set_disk_state(index, command, safe),
+            Command::ReplaceReplica(command) => self.replace_replica(command, safe),
+            Command::ReplicaReplaced(command) => self.replica_replaced(command),
         }
     }
 
@@ -182,7 +183,7 @@ impl Catalogue {
         Ok(Outcome::Applied)
     }
 
-    fn register_disk(&mut self, command: &RegisterDisk) -> Applied {
+    fn register_disk(&mut self, index: u64, command: &RegisterDisk) -> Applied {
         match self.nodes.get(&command.node) {
             None => return Err(Refusal::UnknownNode { node: command.node }),
             Some(node) if node.state == NodeState::Removed => {
@@ -192,8 +193,9 @@ impl Catalogue {
         }
         match self.disks.get(&command.disk) {
             Some(disk) if disk.node != command.node => Err(Refusal::DiskMoved { disk: command.disk, node: disk.node }),
-            Some(disk) if disk.state == DiskState::Failed => Err(Refusal::DiskRetired { disk: command.disk }),
-            // Figures of a known disk change by `UpdateDisk`: a join repeated late must not undo newer ones.
+            Some(disk) if disk.state.is_gone() => Err(Refusal::DiskRetired { disk: command.disk }),
+            // Figures of a known disk change by `UpdateDisk`, and a join repeated late must not undo newer ones, nor
+            // retire a disk that came after it.
             Some(_) => Ok(Outcome::Unchanged),
             None if self.disks.len() >= DISKS_MAX => Err(Refusal::Limit { what: "disks", max: DISKS_MAX }),
             None => {
@@ -204,6 +206,12 @@ impl Catalogue {
                     state: DiskState::Active,
                 };
                 self.disks.insert(command.disk, disk);
+                for place in self.metadata.members.iter_mut().filter(|place| place.node == command.node) {
+                    place.disk.get_or_insert(command.disk);
+                }
+                if command.only {
+                    self.retire_former_disks(index, command.disk);
+                }
                 Ok(Outcome::Applied)
             }
         }
@@ -211,23 +219,19 @@ impl Catalogue {
 
     fn update_disk(&mut self, index: u64, command: &UpdateDisk) -> Applied {
         let disk = self.disks.get_mut(&command.disk).ok_or(Refusal::UnknownDisk { disk: command.disk })?;
-        if disk.state == DiskState::Failed && command.state != DiskState::Failed {
+        if disk.state.is_gone() && !command.failed {
             return Err(Refusal::DiskRetired { disk: command.disk });
         }
         let updated = Disk {
             node: disk.node,
             capacity_bytes: command.capacity_bytes,
             free_bytes: command.free_bytes.min(command.capacity_bytes),
-            state: command.state,
+            state: if command.failed { DiskState::Failed } else { disk.state },
         };
         let outcome = changed(*disk != updated);
         *disk = updated;
-        if command.state == DiskState::Failed {
-            let buried = |tombstone: &Tombstone| tombstone.disk == command.disk;
-            let volumes: BTreeSet<VolumeId> =
-                self.tombstones.values().filter(|tombstone| buried(tombstone)).map(|found| found.volume).collect();
-            self.tombstones.retain(|_, tombstone| !buried(tombstone));
-            volumes.into_iter().for_each(|volume| self.forget_if_deleted(index, volume));
+        if command.failed {
+            self.bury_disk(index, command.disk);
         }
         Ok(outcome)
     }
@@ -245,6 +249,9 @@ impl Catalogue {
                 && volume.members.iter().map(|member| member.member).eq(planned.iter().copied());
             return if same { Ok(Outcome::Unchanged) } else { Err(Refusal::VolumeDiffers { volume: command.volume }) };
         }
+        if command.volume == self.metadata_id() {
+            return Err(Refusal::VolumeDiffers { volume: command.volume });
+        }
         if self.volume_named(command.name.as_str()).is_some() {
             return Err(Refusal::NameTaken { name: command.name.clone() });
         }
@@ -260,6 +267,8 @@ impl Catalogue {
             name: command.name.clone(),
             spec: command.spec,
             provisioned_bytes: command.spec.size_bytes,
+            founding_bytes: command.spec.size_bytes,
+            replacement: None,
             members: members.collect(),
             state: VolumeState::Creating,
             generation: 1,
@@ -269,6 +278,10 @@ impl Catalogue {
     }
 
     fn volume_replica_created(&mut self, command: &VolumeReplicaCreated) -> Applied {
+        if let Some(new) = self.coming_mut(command.volume, command.replica) {
+            new.obstacle = None;
+            return Ok(changed(!std::mem::replace(&mut new.created, true)));
+        }
         let Some(volume) = self.known_member(command.volume, command.replica)? else { return Ok(Outcome::Unchanged) };
         let member = member_mut(volume, command.replica);
         if member.created {
@@ -284,6 +297,9 @@ impl Catalogue {
     }
 
     fn volume_replica_refused(&mut self, command: &VolumeReplicaRefused) -> Applied {
+        if let Some(new) = self.coming_mut(command.volume, command.replica).filter(|new| !new.created) {
+            return Ok(changed(new.obstacle.replace(command.obstacle) != Some(command.obstacle)));
+        }
         let Some(volume) = self.known_member(command.volume, command.replica)? else { return Ok(Outcome::Unchanged) };
         let member = member_mut(volume, command.replica);
         // A refusal that was overtaken by the success of a retry says nothing any more.
@@ -337,20 +353,10 @@ impl Catalogue {
         check_generation(volume, command.expected_generation)?;
         volume.state = VolumeState::Deleting;
         volume.generation += 1;
-        for VolumeMember { member, .. } in std::mem::take(&mut volume.members) {
-            // A failed disk never comes back under its identifier: nobody could confirm, and nothing is left to use.
-            if self.disks.get(&member.disk).is_some_and(|disk| disk.state == DiskState::Failed) {
-                continue;
-            }
-            let tombstone = Tombstone {
-                volume: command.volume,
-                node: member.node,
-                disk: member.disk,
-                size_bytes: volume.spec.size_bytes,
-                generation: volume.generation,
-            };
-            let fresh = self.tombstones.insert(member.replica, tombstone).is_none();
-            assert!(fresh, "a replica is a member or a tombstone, never both");
+        let (size_bytes, generation) = (volume.spec.size_bytes, volume.generation);
+        let coming = volume.replacement.take().map(|replacement| replacement.new);
+        for entry in std::mem::take(&mut volume.members).into_iter().chain(coming) {
+            self.bury(command.volume, Place::from(entry.member), size_bytes, generation);
         }
         self.forget_if_deleted(index, command.volume);
         Ok(Outcome::Applied)
@@ -371,7 +377,7 @@ impl Catalogue {
     }
 
     /// The last tombstone takes its volume along, and frees the name.
-    fn forget_if_deleted(&mut self, index: u64, volume: VolumeId) {
+    pub(crate) fn forget_if_deleted(&mut self, index: u64, volume: VolumeId) {
         let deleting = self.volumes.get(&volume).is_some_and(|volume| volume.state == VolumeState::Deleting);
         if deleting && self.tombstones.values().all(|tombstone| tombstone.volume != volume) {
             self.volumes.remove(&volume);
@@ -382,7 +388,8 @@ impl Catalogue {
     /// The volume of a member. `None` where the replica is being deleted, so that news of its creation is too late.
     fn known_member(&mut self, volume: VolumeId, replica: ReplicaId) -> Result<Option<&mut Volume>, Refusal> {
         let buried = self.tombstones.get(&replica).is_some_and(|tombstone| tombstone.volume == volume);
-        if buried {
+        let metadata = volume == self.metadata_id() && self.metadata.members.iter().any(|m| m.replica == replica);
+        if buried || metadata {
             return Ok(None);
         }
         let found = self.volumes.get_mut(&volume).ok_or(Refusal::UnknownVolume { volume })?;

@@ -14,6 +14,8 @@ use crate::spec::{Name, SpecError, VolumeSpec, check_address, check_zone};
 pub const NODES_MAX: usize = 1024;
 pub const DISKS_MAX: usize = 4096;
 pub const VOLUMES_MAX: usize = 8192;
+/// Replacements, under way or with the former replica not deleted yet, of volumes that are not being deleted.
+pub const REPLACED_MAX: usize = 8192;
 /// Founding members of the metadata group.
 pub const FOUNDERS_MAX: usize = 5;
 
@@ -30,8 +32,9 @@ pub struct Catalogue {
     /// Log index at which a volume last left the catalogue. A placement planned before it is refused, so that no
     /// delayed command brings back identifiers whose tombstones are forgotten.
     pub(crate) forgotten_at: u64,
-    /// The metadata group's replicas as founded.
-    pub(crate) founders: BTreeMap<ReplicaId, NodeId>,
+    /// How the cluster was founded: what the state at index 0 is made of again where a replica begins at it.
+    pub(crate) founding: Vec<Founder>,
+    pub(crate) metadata: MetadataPlane,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) disks: BTreeMap<DiskId, Disk>,
     pub(crate) volumes: BTreeMap<VolumeId, Volume>,
@@ -62,6 +65,8 @@ pub enum NodeState {
     Active,
     /// Takes no new replicas.
     Draining,
+    /// As `Draining`, and what it holds is moved elsewhere; `Removed` once it holds nothing.
+    Removing,
     /// Holds nothing and never comes back under this identifier.
     Removed,
 }
@@ -81,8 +86,66 @@ pub struct Disk {
 #[serde(rename_all = "snake_case")]
 pub enum DiskState {
     Active,
-    /// For good: a disk returns only under a new identifier.
+    /// Takes no new replicas, and what it holds is moved elsewhere; `Removed` once it holds nothing.
+    Removing,
+    /// Holds nothing and never comes back under this identifier.
+    Removed,
+    /// It failed, or was declared lost: for good, a disk returns only under a new identifier.
     Failed,
+}
+
+impl DiskState {
+    /// Nothing on it counts any more.
+    pub fn is_gone(self) -> bool {
+        matches!(self, DiskState::Removed | DiskState::Failed)
+    }
+}
+
+/// Where the replicas of the metadata group are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetadataPlane {
+    /// Sorted by replica.
+    pub members: Vec<Place>,
+    pub replacement: Option<Replacement>,
+    /// Starts at 1 and rises with every change of the members.
+    pub generation: u64,
+}
+
+/// Where one replica lies. A founder's disk is not known before its node has registered it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Place {
+    pub replica: ReplicaId,
+    pub node: NodeId,
+    pub disk: Option<DiskId>,
+}
+
+impl From<Member> for Place {
+    fn from(member: Member) -> Place {
+        Place { replica: member.replica, node: member.node, disk: Some(member.disk) }
+    }
+}
+
+/// One replica takes the place of another. The group goes on with its former members until the new one votes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replacement {
+    /// A member until the replacement is done.
+    pub old: ReplicaId,
+    pub new: VolumeMember,
+}
+
+/// A group as its placement is planned and carried out: a volume's, or the metadata plane's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement<'a> {
+    /// The metadata plane has the volume id that its group has.
+    pub volume: VolumeId,
+    pub members: Vec<Place>,
+    pub replacement: Option<&'a Replacement>,
+    /// What a disk must have room for.
+    pub size_bytes: u64,
+    pub generation: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,8 +157,12 @@ pub struct Volume {
     pub spec: VolumeSpec,
     /// The size the volume's group has confirmed.
     pub provisioned_bytes: u64,
+    /// The size it was created with: a replica that begins at the log's begin begins with it.
+    pub founding_bytes: u64,
     /// Sorted by replica. Empty once the volume is being deleted: the tombstones say what is left.
     pub members: Vec<VolumeMember>,
+    /// While one copy is moved or made again.
+    pub replacement: Option<Replacement>,
     pub state: VolumeState,
     /// Starts at 1 and rises with every change of specification or state.
     pub generation: u64,
@@ -161,7 +228,8 @@ pub struct Tombstone {
 }
 
 /// A founding member of the metadata group.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Founder {
     pub node: NodeId,
     /// Its replica of the metadata group.
@@ -208,14 +276,16 @@ impl Catalogue {
             cluster,
             applied: 0,
             forgotten_at: 0,
-            founders: BTreeMap::new(),
+            founding: founders.to_vec(),
+            metadata: MetadataPlane { members: Vec::new(), replacement: None, generation: 1 },
             nodes: BTreeMap::new(),
             disks: BTreeMap::new(),
             volumes: BTreeMap::new(),
             tombstones: BTreeMap::new(),
             stopped: None,
         };
-        let mut names = BTreeSet::new();
+        catalogue.founding.sort_by_key(|founder| founder.replica);
+        let (mut names, mut replicas) = (BTreeSet::new(), BTreeSet::new());
         for founder in founders {
             check_address(&founder.peer_address)?;
             check_address(&founder.api_address)?;
@@ -229,11 +299,13 @@ impl Catalogue {
             };
             let fresh = names.insert(&founder.name)
                 && catalogue.nodes.insert(founder.node, node).is_none()
-                && catalogue.founders.insert(founder.replica, founder.node).is_none();
+                && replicas.insert(founder.replica);
             if !fresh {
                 return Err(FoundError::Twice { name: founder.name.clone() });
             }
+            catalogue.metadata.members.push(Place { replica: founder.replica, node: founder.node, disk: None });
         }
+        catalogue.metadata.members.sort();
         Ok(catalogue)
     }
 
@@ -251,9 +323,63 @@ impl Catalogue {
         self.stopped.as_ref()
     }
 
-    /// The metadata group's replicas as founded, with their nodes.
-    pub fn founders(&self) -> &BTreeMap<ReplicaId, NodeId> {
-        &self.founders
+    /// How the cluster was founded, in the order of the replicas.
+    pub fn founding(&self) -> &[Founder] {
+        &self.founding
+    }
+
+    pub fn metadata(&self) -> &MetadataPlane {
+        &self.metadata
+    }
+
+    /// What commands and tombstones call the metadata plane's group; no volume has it.
+    pub fn metadata_id(&self) -> VolumeId {
+        GroupId::metadata(self.cluster).volume
+    }
+
+    pub fn group(&self, volume: VolumeId) -> GroupId {
+        if volume == self.metadata_id() { GroupId::metadata(self.cluster) } else { Volume::group(volume) }
+    }
+
+    /// Where a volume's copies, or the metadata plane's replicas, are and are to be.
+    pub fn placement(&self, volume: VolumeId) -> Option<Placement<'_>> {
+        if volume == self.metadata_id() {
+            let MetadataPlane { members, replacement, generation } = &self.metadata;
+            let replacement = replacement.as_ref();
+            // The reserve of every disk has room for it.
+            let (members, generation) = (members.clone(), *generation);
+            return Some(Placement { volume, members, replacement, size_bytes: 0, generation });
+        }
+        let found = self.volumes.get(&volume)?;
+        Some(Placement {
+            volume,
+            members: found.members.iter().map(|entry| Place::from(entry.member)).collect(),
+            replacement: found.replacement.as_ref(),
+            size_bytes: found.spec.size_bytes,
+            generation: found.generation,
+        })
+    }
+
+    /// What people call it.
+    pub fn volume_label(&self, volume: VolumeId) -> String {
+        match self.volumes.get(&volume) {
+            Some(found) => format!("volume {}", found.name),
+            None if volume == self.metadata_id() => "the metadata plane".into(),
+            None => format!("volume {volume}"),
+        }
+    }
+
+    /// Whether what lies there still counts: its disk is there as far as anybody knows.
+    pub fn counts(&self, place: &Place) -> bool {
+        place.disk.and_then(|disk| self.disks.get(&disk)).is_none_or(|disk| !disk.state.is_gone())
+    }
+
+    /// Whether what lies there is to be moved or made again elsewhere.
+    pub fn is_leaving(&self, place: &Place) -> bool {
+        let disk = place.disk.and_then(|disk| self.disks.get(&disk));
+        let node = self.nodes.get(&place.node);
+        disk.is_some_and(|disk| disk.state != DiskState::Active)
+            || node.is_some_and(|node| matches!(node.state, NodeState::Removing | NodeState::Removed))
     }
 
     pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {
@@ -301,7 +427,8 @@ impl Catalogue {
             entry.replicas += 1;
         };
         for volume in self.volumes.values() {
-            volume.members.iter().for_each(|member| add(member.member.disk, volume.spec.size_bytes));
+            let coming = volume.replacement.iter().map(|replacement| &replacement.new);
+            volume.members.iter().chain(coming).for_each(|entry| add(entry.member.disk, volume.spec.size_bytes));
         }
         self.tombstones.values().for_each(|tombstone| add(tombstone.disk, tombstone.size_bytes));
         placed
@@ -309,14 +436,46 @@ impl Catalogue {
 
     /// Whether replicas lie on the node, or are still to be deleted from it.
     pub fn node_holds(&self, node: NodeId) -> bool {
-        self.volumes.values().any(|volume| volume.members.iter().any(|member| member.member.node == node))
+        self.places().any(|place| place.node == node)
             || self.tombstones.values().any(|tombstone| tombstone.node == node)
-            || self.founders.values().any(|founder| *founder == node)
+    }
+
+    /// As `node_holds`, of a disk.
+    pub fn disk_holds(&self, disk: DiskId) -> bool {
+        self.places().any(|place| place.disk == Some(disk))
+            || self.tombstones.values().any(|tombstone| tombstone.disk == disk)
+    }
+
+    /// Every replica that is a member of a group or is to be one.
+    pub fn places(&self) -> impl Iterator<Item = Place> {
+        let volumes = self.volumes.values().flat_map(|volume| volume.members.iter().chain(coming(&volume.replacement)));
+        let metadata = self.metadata.members.iter().copied();
+        let replicas = volumes.chain(coming(&self.metadata.replacement)).map(|entry| Place::from(entry.member));
+        metadata.chain(replicas)
     }
 
     /// The name people know a node by; its identifier where the catalogue does not have it.
     pub fn node_label(&self, node: NodeId) -> String {
         self.nodes.get(&node).map_or_else(|| node.to_string(), |node| node.name.to_string())
+    }
+}
+
+fn coming(replacement: &Option<Replacement>) -> impl Iterator<Item = &VolumeMember> {
+    replacement.iter().map(|replacement| &replacement.new)
+}
+
+impl Placement<'_> {
+    /// Members that count, and how many of them a quorum needs.
+    pub fn quorum(&self, catalogue: &Catalogue) -> (usize, usize) {
+        (self.members.iter().filter(|place| catalogue.counts(place)).count(), self.members.len() / 2 + 1)
+    }
+
+    /// Who votes when the replacement is done.
+    pub fn voters(&self) -> BTreeMap<ReplicaId, NodeId> {
+        let old = self.replacement.map(|replacement| replacement.old);
+        let stays = self.members.iter().filter(|place| Some(place.replica) != old);
+        let coming = self.replacement.iter().map(|replacement| replacement.new.member);
+        stays.map(|place| (place.replica, place.node)).chain(coming.map(|m| (m.replica, m.node))).collect()
     }
 }
 

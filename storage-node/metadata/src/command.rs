@@ -19,7 +19,7 @@ pub const COMMAND_VERSION: u32 = 1;
 pub const COMMAND_BYTES_MAX: usize = 16 << 10;
 
 /// The kinds of `COMMAND_VERSION`, to tell a newer command from a damaged one.
-const KINDS: [&str; 11] = [
+const KINDS: [&str; 14] = [
     "register_node",
     "set_node_state",
     "register_disk",
@@ -31,6 +31,9 @@ const KINDS: [&str; 11] = [
     "volume_resized",
     "delete_volume",
     "volume_replica_deleted",
+    "set_disk_state",
+    "replace_replica",
+    "replica_replaced",
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +56,12 @@ pub enum Command {
     /// Turns every member into a tombstone.
     DeleteVolume(DeleteVolume),
     VolumeReplicaDeleted(VolumeReplicaDeleted),
+    /// What is to become of a disk: an operator's word, or the end of a removal.
+    SetDiskState(SetDiskState),
+    /// One replica is to take the place of another, as planned.
+    ReplaceReplica(ReplaceReplica),
+    /// The group has committed it: the former replica is a tombstone from now on.
+    ReplicaReplaced(ReplicaReplaced),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +87,9 @@ pub struct RegisterDisk {
     pub disk: DiskId,
     pub node: NodeId,
     pub capacity_bytes: u64,
+    /// The node serves from this disk and no other: those it had before are gone. What lies on them is made again
+    /// elsewhere; they are given up for good where everything on them has a quorum without them.
+    pub only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,9 +99,37 @@ pub struct UpdateDisk {
     pub capacity_bytes: u64,
     /// More than the capacity counts as the capacity.
     pub free_bytes: u64,
-    /// `Failed` is for good, and counts as the deletion of what was to be deleted from it: such a disk never comes back
-    /// under its identifier. A node that loses a machine's disk for ever is freed this way.
+    /// It failed while it was in use: for good, and it counts as the deletion of what was to be deleted from it, because
+    /// such a disk never comes back under its identifier.
+    pub failed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetDiskState {
+    pub disk: DiskId,
+    /// `Failed` declares it lost for ever, as if it had failed by itself.
     pub state: DiskState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplaceReplica {
+    /// A volume, or the metadata plane under the id of its group.
+    pub volume: VolumeId,
+    pub old: ReplicaId,
+    /// Minted by the proposer, never used before.
+    pub new: Member,
+    /// The catalogue's revision that the place was chosen on.
+    pub planned_at: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaReplaced {
+    pub volume: VolumeId,
+    /// The new one.
+    pub replica: ReplicaId,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -12,7 +12,7 @@
 use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId};
 use serde::{Deserialize, Serialize};
 
-use crate::catalogue::Obstacle;
+use crate::catalogue::{FOUNDERS_MAX, Founder, Obstacle};
 use crate::spec::{Name, REPLICAS_MAX};
 
 /// Version of both messages.
@@ -38,6 +38,8 @@ pub enum Action {
     CreateReplica(CreateReplica),
     DeleteReplica(DeleteReplica),
     ResizeGroup(ResizeGroup),
+    CreateMetadataReplica(CreateMetadataReplica),
+    ChangeMembers(ChangeMembers),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,9 +49,11 @@ pub struct CreateReplica {
     pub group: GroupId,
     pub replica: ReplicaId,
     pub disk: DiskId,
-    /// All founding voters of the group with their nodes, this one among them; sorted by replica.
+    /// Voters of the group with their nodes, sorted by replica: as founded, with this one among them; or, for one that
+    /// comes in later, those there are now, without it. It begins empty either way, and such a one as a learner.
     pub members: Vec<(ReplicaId, NodeId)>,
     pub name: Name,
+    /// As founded.
     pub size_bytes: u64,
     pub logical_block_bytes: u32,
 }
@@ -73,6 +77,31 @@ pub struct ResizeGroup {
     pub size_bytes: u64,
 }
 
+/// A replica of the metadata group for one that goes. It begins empty, as a learner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateMetadataReplica {
+    #[serde(with = "group")]
+    pub group: GroupId,
+    pub replica: ReplicaId,
+    pub disk: DiskId,
+    /// Voters there are now, sorted by replica.
+    pub members: Vec<(ReplicaId, NodeId)>,
+    /// What the state at the log's begin is made of.
+    pub founding: Vec<Founder>,
+}
+
+/// To every member, also those that come and go; the one that leads brings the group a step nearer to exactly these
+/// voters, the others answer `NotLeader`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangeMembers {
+    #[serde(with = "group")]
+    pub group: GroupId,
+    /// Sorted by replica.
+    pub voters: Vec<(ReplicaId, NodeId)>,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IntentReply {
@@ -93,6 +122,10 @@ pub enum IntentResult {
     Stale,
     /// The group is led by another replica.
     NotLeader,
+    /// On its way; ask again. A learner that is waited for lacks so many entries, 0 where none is.
+    UnderWay {
+        behind: u64,
+    },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +136,7 @@ pub enum IntentError {
     UnknownVersion { version: u32 },
     #[error("a control message is damaged or of a newer version")]
     Malformed { source: serde_json::Error },
-    #[error("a replica is to be created among members that do not name it once on its node")]
+    #[error("the members of a group are not sorted, too many or none, or a founder is missing among them")]
     Members,
 }
 
@@ -143,14 +176,43 @@ impl Control {
             return Err(IntentError::UnknownVersion { version });
         }
         let Envelope { control, .. } = serde_json::from_slice::<Envelope<Control>>(bytes).map_err(malformed)?;
-        if let Control::Intent(Intent { node, action: Action::CreateReplica(create), .. }) = &control {
-            let sorted = create.members.is_sorted_by(|a, b| a.0 < b.0);
-            let named = create.members.contains(&(create.replica, *node));
-            if !sorted || !named || create.members.len() > usize::from(REPLICAS_MAX) {
-                return Err(IntentError::Members);
-            }
+        let (node, action) = match &control {
+            Control::Intent(intent) => (Some(intent.node), &intent.action),
+            Control::Reply(reply) => (None, &reply.action),
+        };
+        if action.is_sound(node) { Ok(control) } else { Err(IntentError::Members) }
+    }
+}
+
+impl Action {
+    pub fn group(&self) -> GroupId {
+        match self {
+            Action::CreateReplica(create) => create.group,
+            Action::DeleteReplica(delete) => delete.group,
+            Action::ResizeGroup(resize) => resize.group,
+            Action::CreateMetadataReplica(create) => create.group,
+            Action::ChangeMembers(change) => change.group,
         }
-        Ok(control)
+    }
+
+    /// `node`: the addressee, where it is known.
+    fn is_sound(&self, node: Option<NodeId>) -> bool {
+        let sorted = |members: &[(ReplicaId, NodeId)]| {
+            let within = (1..=usize::from(REPLICAS_MAX)).contains(&members.len());
+            within && members.is_sorted_by(|a, b| a.0 < b.0)
+        };
+        match self {
+            Action::CreateReplica(create) => {
+                let named = create.members.iter().find(|(replica, _)| *replica == create.replica);
+                sorted(&create.members) && named.is_none_or(|(_, home)| node.is_none_or(|node| node == *home))
+            }
+            Action::CreateMetadataReplica(create) => {
+                let new = create.members.iter().all(|(replica, _)| *replica != create.replica);
+                sorted(&create.members) && new && create.founding.len() <= FOUNDERS_MAX
+            }
+            Action::ChangeMembers(change) => sorted(&change.voters),
+            Action::DeleteReplica(_) | Action::ResizeGroup(_) => true,
+        }
     }
 }
 

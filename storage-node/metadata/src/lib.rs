@@ -2,7 +2,7 @@
 //!
 //! Pure and synchronous. A driver replicates [`Command`]s through one consensus group and gives them to
 //! [`Catalogue::apply`] in log order; on the leader it asks [`planner`] for placements, [`lint`] whether a command may
-//! be proposed, and [`executor`] for what nodes have to be told. It is not in the data path: volumes serve, elect and
+//! be proposed, [`upkeep`] for what is due by itself, and [`executor`] for what nodes have to be told. It is not in the data path: volumes serve, elect and
 //! fail over without it.
 //!
 //! Invariants, checked on every decoded state and by the tests after every command:
@@ -25,8 +25,10 @@ pub mod intent;
 pub mod lint;
 pub mod planner;
 pub mod reason;
+mod replacing;
 pub mod spec;
 pub mod state;
+pub mod upkeep;
 
 pub use apply::{ApplyError, Outcome, Refusal};
 pub use catalogue::Catalogue;

@@ -3,15 +3,18 @@
 //!
 //! Rules: as many copies as wanted, on distinct nodes and in as many zones as there are to be had; on disks that exist,
 //! lie where the plan says, are active and have room; under replica ids never seen; one change of a volume at a time;
-//! no node leaves while a copy on it is counted on.
+//! no node or disk leaves while a copy on it is counted on, none is asked to where its copies have nowhere to go, and
+//! none is given up that a quorum of anything needs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 
-use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Volume, VolumeState};
-use crate::command::{Command, CreateVolume, ResizeVolume, SetNodeState};
-use crate::planner::{Bytes, BytesUp, candidates};
+use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Place, Placed, Placement, Volume, VolumeState};
+use crate::command::{Command, CreateVolume, ReplaceReplica, ResizeVolume, SetDiskState, SetNodeState};
+use crate::planner::{
+    Bytes, BytesUp, List, NodeShortfall, candidates, other_zones, plan_replacement, replacement_candidates,
+};
 
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,8 +39,34 @@ pub enum Finding {
     NoRoom { node: String, needed_bytes: u64, placeable_bytes: u64 },
     #[error("volume {name} is being changed already: {what}; wait until it is done")]
     ChangeUnderWay { name: String, what: &'static str },
+    #[error("disk {disk} of node {node} is being removed")]
+    DiskRemoving { disk: DiskId, node: String },
+    #[error(
+        "{what} has {left} copies that count, and needs {needed} to decide anything: start the nodes of the others"
+    )]
+    BelowQuorum { what: String, left: usize, needed: usize },
+    #[error(
+        "without it {what} would have {left} copies that count, and needs {needed}: its data would be lost; make copies elsewhere first, or delete it"
+    )]
+    LosesQuorum { what: String, left: usize, needed: usize },
+    #[error("the copy of {what} has nowhere to go{}; add a node or room first", List(.nodes))]
+    NowhereToGo { what: String, nodes: Vec<NodeShortfall> },
+    #[error("disk {disk} still holds copies; wait until they are moved")]
+    DiskInUse { disk: DiskId },
     #[error("node {node} still holds copies or a metadata replica; move or delete them first")]
     NodeInUse { node: String },
+}
+
+impl Finding {
+    /// Stable word for programs.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Finding::NowhereToGo { .. } => "NowhereToGo",
+            Finding::LosesQuorum { .. } => "LosesQuorum",
+            Finding::BelowQuorum { .. } => "BelowQuorum",
+            _ => "UnsafeChange",
+        }
+    }
 }
 
 /// Every broken rule, in a fixed order. Commands that place nothing and remove nothing are clean.
@@ -46,6 +75,8 @@ pub fn check(catalogue: &Catalogue, command: &Command) -> Result<(), Vec<Finding
         Command::CreateVolume(create) => create_volume(catalogue, create),
         Command::ResizeVolume(resize) => resize_volume(catalogue, resize),
         Command::SetNodeState(set) => set_node_state(catalogue, set),
+        Command::SetDiskState(set) => set_disk_state(catalogue, set),
+        Command::ReplaceReplica(replace) => replace_replica(catalogue, replace),
         Command::RegisterNode(_)
         | Command::RegisterDisk(_)
         | Command::UpdateDisk(_)
@@ -53,7 +84,8 @@ pub fn check(catalogue: &Catalogue, command: &Command) -> Result<(), Vec<Finding
         | Command::VolumeReplicaRefused(_)
         | Command::VolumeResized(_)
         | Command::DeleteVolume(_)
-        | Command::VolumeReplicaDeleted(_) => Vec::new(),
+        | Command::VolumeReplicaDeleted(_)
+        | Command::ReplicaReplaced(_) => Vec::new(),
     };
     if findings.is_empty() { Ok(()) } else { Err(findings) }
 }
@@ -71,26 +103,153 @@ fn create_volume(catalogue: &Catalogue, create: &CreateVolume) -> Vec<Finding> {
     fresh_replicas(catalogue, &create.members, &mut findings);
     let placed = catalogue.placed();
     for member in &create.members {
-        let Some(disk) = catalogue.disks().get(&member.disk) else {
-            findings.push(Finding::UnknownDisk { disk: member.disk });
-            continue;
-        };
-        let node = || catalogue.node_label(member.node);
-        if disk.node != member.node {
-            findings.push(Finding::DiskElsewhere { disk: member.disk, node: node() });
-        }
-        if disk.state != DiskState::Active {
+        takes_copy(catalogue, &placed, *member, create.spec.size_bytes, &mut findings);
+    }
+    findings
+}
+
+fn takes_copy(
+    catalogue: &Catalogue,
+    placed: &BTreeMap<DiskId, Placed>,
+    member: Member,
+    needed_bytes: u64,
+    findings: &mut Vec<Finding>,
+) {
+    let Some(disk) = catalogue.disks().get(&member.disk) else {
+        findings.push(Finding::UnknownDisk { disk: member.disk });
+        return;
+    };
+    let node = || catalogue.node_label(member.node);
+    if disk.node != member.node {
+        findings.push(Finding::DiskElsewhere { disk: member.disk, node: node() });
+    }
+    match disk.state {
+        DiskState::Active => {}
+        DiskState::Removing => findings.push(Finding::DiskRemoving { disk: member.disk, node: node() }),
+        DiskState::Removed | DiskState::Failed => {
             findings.push(Finding::DiskFailed { disk: member.disk, node: node() });
         }
-        if catalogue.nodes().get(&member.node).is_none_or(|node| node.state != NodeState::Active) {
-            findings.push(Finding::NodeNotActive { node: node() });
-        }
-        let placeable_bytes = disk.placeable_bytes(placed.get(&member.disk).copied().unwrap_or_default());
-        if placeable_bytes < create.spec.size_bytes {
-            findings.push(Finding::NoRoom { node: node(), needed_bytes: create.spec.size_bytes, placeable_bytes });
+    }
+    if catalogue.nodes().get(&member.node).is_none_or(|node| node.state != NodeState::Active) {
+        findings.push(Finding::NodeNotActive { node: node() });
+    }
+    let placeable_bytes = disk.placeable_bytes(placed.get(&member.disk).copied().unwrap_or_default());
+    if placeable_bytes < needed_bytes {
+        findings.push(Finding::NoRoom { node: node(), needed_bytes, placeable_bytes });
+    }
+}
+
+/// What exists already, or concerns nothing that exists, is refused or answered elsewhere.
+fn replace_replica(catalogue: &Catalogue, replace: &ReplaceReplica) -> Vec<Finding> {
+    let Some(placement) = catalogue.placement(replace.volume) else { return Vec::new() };
+    let old = placement.members.iter().find(|place| place.replica == replace.old);
+    let Some(old) = old else { return Vec::new() };
+    if placement.members.iter().any(|place| place.replica == replace.new.replica)
+        || placement.replacement.is_some_and(|found| found.old == replace.old && found.new.member == replace.new)
+    {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    let what = catalogue.volume_label(replace.volume);
+    if let Some(busy) = replacing_waits_for(catalogue, &placement, replace.old) {
+        findings.push(Finding::ChangeUnderWay { name: what.clone(), what: busy });
+    }
+    let (left, needed) = placement.quorum(catalogue);
+    if left < needed {
+        findings.push(Finding::BelowQuorum { what, left, needed });
+    }
+    fresh_replicas(catalogue, &[replace.new], &mut findings);
+    takes_copy(catalogue, &catalogue.placed(), replace.new, placement.size_bytes, &mut findings);
+    let (fit, _) = replacement_candidates(catalogue, &placement, replace.old);
+    let node = replace.new.node;
+    let beside = placement.members.iter().any(|place| place.replica != replace.old && place.node == node);
+    let former = catalogue.tombstones().values().any(|t| t.volume == replace.volume && t.disk == replace.new.disk);
+    if beside || former || old.disk == Some(replace.new.disk) {
+        findings.push(Finding::SameNode { node: catalogue.node_label(node) });
+    }
+    let zones = other_zones(catalogue, &placement, replace.old);
+    let zone = catalogue.nodes().get(&node).and_then(|node| node.zone.as_deref());
+    if zones.contains(&zone) && fit.iter().any(|candidate| !zones.contains(&candidate.zone)) {
+        findings.push(Finding::ZonesWasted { used: zones.len(), possible: zones.len() + 1 });
+    }
+    findings
+}
+
+/// What keeps a replica from being replaced for now. A replacement whose own disk is gone is given up for another.
+pub(crate) fn replacing_waits_for(
+    catalogue: &Catalogue,
+    placement: &Placement<'_>,
+    old: ReplicaId,
+) -> Option<&'static str> {
+    if let Some(found) = placement.replacement {
+        let lost = found.old == old && !catalogue.counts(&Place::from(found.new.member));
+        return (!lost).then_some("one of its copies is being replaced");
+    }
+    let volume = catalogue.volumes().get(&placement.volume)?;
+    let others = volume.members.iter().filter(|entry| entry.member.replica != old).all(|entry| entry.created);
+    match volume.state {
+        VolumeState::Creating if others && volume.members.len() > 1 => None,
+        _ => under_way(volume),
+    }
+}
+
+fn set_disk_state(catalogue: &Catalogue, set: &SetDiskState) -> Vec<Finding> {
+    let Some(disk) = catalogue.disks().get(&set.disk).filter(|disk| !disk.state.is_gone()) else { return Vec::new() };
+    match set.state {
+        DiskState::Active => Vec::new(),
+        DiskState::Removing if disk.state == DiskState::Removing => Vec::new(),
+        DiskState::Removing => nowhere_to_go(
+            catalogue,
+            |place| place.disk == Some(set.disk),
+            |scratch| {
+                scratch.disks.get_mut(&set.disk).expect("found above").state = DiskState::Removing;
+            },
+        ),
+        DiskState::Removed if catalogue.disk_holds(set.disk) => vec![Finding::DiskInUse { disk: set.disk }],
+        DiskState::Removed => Vec::new(),
+        DiskState::Failed => loses_quorum(catalogue, set.disk),
+    }
+}
+
+/// What could not decide anything any more without the disk.
+fn loses_quorum(catalogue: &Catalogue, disk: DiskId) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for placement in placements(catalogue) {
+        let on_it = placement.members.iter().filter(|place| place.disk == Some(disk)).count();
+        let (left, needed) = placement.quorum(catalogue);
+        let left = left.saturating_sub(on_it);
+        if on_it > 0 && left < needed {
+            findings.push(Finding::LosesQuorum { what: catalogue.volume_label(placement.volume), left, needed });
         }
     }
     findings
+}
+
+/// Plans every move that leaving asks for, one after the other, on a copy of the catalogue.
+fn nowhere_to_go(
+    catalogue: &Catalogue,
+    leaves: impl Fn(&Place) -> bool,
+    leave: impl FnOnce(&mut Catalogue),
+) -> Vec<Finding> {
+    let mut scratch = catalogue.clone();
+    leave(&mut scratch);
+    let mut findings = Vec::new();
+    let ids: Vec<_> = placements(catalogue).map(|placement| placement.volume).collect();
+    for id in ids {
+        let placement = scratch.placement(id).expect("listed above");
+        let goes = placement.members.iter().find(|place| leaves(place)).map(|place| place.replica);
+        let Some(old) = goes else { continue };
+        match plan_replacement(&scratch, &placement, old) {
+            Ok((node, disk)) => scratch.assume_moved(id, old, node, disk),
+            Err(nodes) => findings.push(Finding::NowhereToGo { what: catalogue.volume_label(id), nodes }),
+        }
+    }
+    findings
+}
+
+fn placements(catalogue: &Catalogue) -> impl Iterator<Item = Placement<'_>> {
+    let ids = [catalogue.metadata_id()].into_iter().chain(catalogue.volumes().keys().copied());
+    ids.filter_map(|id| catalogue.placement(id)).filter(|placement| !placement.members.is_empty())
 }
 
 fn distinct_domains(catalogue: &Catalogue, create: &CreateVolume, findings: &mut Vec<Finding>) {
@@ -115,8 +274,8 @@ fn distinct_domains(catalogue: &Catalogue, create: &CreateVolume, findings: &mut
 fn fresh_replicas(catalogue: &Catalogue, members: &[Member], findings: &mut Vec<Finding>) {
     let in_use = |replica: ReplicaId| {
         catalogue.tombstones().contains_key(&replica)
-            || catalogue.founders().contains_key(&replica)
-            || catalogue.volumes().values().any(|volume| volume.member(replica).is_some())
+            || catalogue.founding().iter().any(|founder| founder.replica == replica)
+            || catalogue.places().any(|place| place.replica == replica)
     };
     let mut seen = BTreeSet::new();
     for member in members {
@@ -140,7 +299,7 @@ fn resize_volume(catalogue: &Catalogue, resize: &ResizeVolume) -> Vec<Finding> {
     for member in volume.members.iter().map(|member| member.member) {
         let Some(disk) = catalogue.disks().get(&member.disk) else { continue };
         let node = catalogue.node_label(member.node);
-        if disk.state != DiskState::Active {
+        if disk.state.is_gone() {
             findings.push(Finding::DiskFailed { disk: member.disk, node });
             continue;
         }
@@ -157,6 +316,7 @@ fn resize_volume(catalogue: &Catalogue, resize: &ResizeVolume) -> Vec<Finding> {
 fn under_way(volume: &Volume) -> Option<&'static str> {
     match volume.state {
         VolumeState::Creating => Some("its copies are being created"),
+        _ if volume.replacement.is_some() => Some("one of its copies is being replaced"),
         VolumeState::Ready if volume.is_resizing() => Some("it is being resized"),
         VolumeState::Ready | VolumeState::Deleting => None,
     }
@@ -167,6 +327,17 @@ fn set_node_state(catalogue: &Catalogue, set: &SetNodeState) -> Vec<Finding> {
         && catalogue.nodes().get(&set.node).is_some_and(|node| node.state != NodeState::Removed);
     if leaves && catalogue.node_holds(set.node) {
         return vec![Finding::NodeInUse { node: catalogue.node_label(set.node) }];
+    }
+    if set.state == NodeState::Removing {
+        return nowhere_to_go(
+            catalogue,
+            |place| place.node == set.node,
+            |scratch| {
+                if let Some(node) = scratch.nodes.get_mut(&set.node) {
+                    node.state = NodeState::Removing;
+                }
+            },
+        );
     }
     Vec::new()
 }

@@ -1,4 +1,5 @@
-//! Where the copies of a new volume go. Pure: the same catalogue and request give the same members.
+//! Where the copies of a new volume go, and one that is moved or made again. Pure: the same catalogue and request give
+//! the same places.
 //!
 //! Copies lie on distinct nodes always, and in as many distinct zones as there are to be had. Among the disks that may
 //! take one, more placeable room wins, then fewer replicas, then the lower identifier.
@@ -8,7 +9,7 @@ use std::fmt;
 
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 
-use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Placed};
+use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Placed, Placement};
 use crate::spec::{SpecError, VolumeSpec};
 
 /// A disk that may take a copy, the best one of its node.
@@ -54,8 +55,15 @@ pub struct NodeShortfall {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shortfall {
     Draining,
+    Removing,
     NoDisk,
     DiskFailed,
+    /// Its disk is being removed.
+    DiskRemoving,
+    /// It has another copy.
+    HoldsCopy,
+    /// It has not deleted a copy of before.
+    HoldsFormerCopy,
     /// The most room that one of its disks has for new volumes.
     Room {
         placeable_bytes: u64,
@@ -67,6 +75,10 @@ impl fmt::Display for NodeShortfall {
         write!(f, "{}: ", self.node)?;
         match &self.why {
             Shortfall::Draining => f.write_str("draining"),
+            Shortfall::Removing => f.write_str("being removed"),
+            Shortfall::DiskRemoving => f.write_str("its disk is being removed"),
+            Shortfall::HoldsCopy => f.write_str("has another copy"),
+            Shortfall::HoldsFormerCopy => f.write_str("has not deleted a former copy yet"),
             Shortfall::NoDisk => f.write_str("no disk"),
             Shortfall::DiskFailed => f.write_str("disk failed"),
             Shortfall::Room { placeable_bytes } => write!(f, "{} free", Bytes(*placeable_bytes)),
@@ -77,7 +89,7 @@ impl fmt::Display for NodeShortfall {
 /// Most nodes named in one message; the rest are counted.
 const NODES_NAMED_MAX: usize = 16;
 
-struct List<'a>(&'a [NodeShortfall]);
+pub(crate) struct List<'a>(pub(crate) &'a [NodeShortfall]);
 
 impl fmt::Display for List<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,15 +169,79 @@ pub fn plan_volume(catalogue: &Catalogue, spec: &VolumeSpec, ids: &[ReplicaId]) 
     Ok(members)
 }
 
+/// Where the replica that takes the place of `old` goes: as far from the others as can be.
+///
+/// # Errors
+/// Why no node can take it.
+pub fn plan_replacement(
+    catalogue: &Catalogue,
+    placement: &Placement<'_>,
+    old: ReplicaId,
+) -> Result<(NodeId, DiskId), Vec<NodeShortfall>> {
+    let (candidates, short) = replacement_candidates(catalogue, placement, old);
+    let zones = other_zones(catalogue, placement, old);
+    let best = candidates.iter().enumerate().min_by_key(|(rank, candidate)| (zones.contains(&candidate.zone), *rank));
+    best.map(|(_, candidate)| (candidate.node, candidate.disk)).ok_or(short)
+}
+
+/// The zones of the members that stay.
+pub(crate) fn other_zones<'a>(
+    catalogue: &'a Catalogue,
+    placement: &Placement<'_>,
+    old: ReplicaId,
+) -> BTreeSet<Option<&'a str>> {
+    let stays = placement.members.iter().filter(|place| place.replica != old);
+    stays.filter_map(|place| catalogue.nodes().get(&place.node)).map(|node| node.zone.as_deref()).collect()
+}
+
+/// As [`candidates`], without nodes that have a copy which stays, or one of before that they have still to delete: a
+/// disk keeps one replica of a group.
+pub(crate) fn replacement_candidates<'a>(
+    catalogue: &'a Catalogue,
+    placement: &Placement<'_>,
+    old: ReplicaId,
+) -> (Vec<Candidate<'a>>, Vec<NodeShortfall>) {
+    let (mut fit, mut short) = candidates(catalogue, placement.size_bytes);
+    let why = |candidate: &Candidate<'_>| {
+        let stays = placement.members.iter().any(|place| place.replica != old && place.node == candidate.node);
+        let goes = placement.members.iter().any(|place| place.replica == old && place.disk == Some(candidate.disk));
+        let former = catalogue.tombstones().values();
+        let former = former.filter(|t| t.volume == placement.volume && t.disk == candidate.disk).count();
+        match (stays || goes, former) {
+            (true, _) => Some(Shortfall::HoldsCopy),
+            (false, 0) => None,
+            (false, _) => Some(Shortfall::HoldsFormerCopy),
+        }
+    };
+    fit.retain(|candidate| match why(candidate) {
+        Some(why) => {
+            short.push(NodeShortfall { node: catalogue.node_label(candidate.node), why });
+            false
+        }
+        None => true,
+    });
+    short.sort_by(|a, b| a.node.cmp(&b.node));
+    (fit, short)
+}
+
 /// Who could take a copy of this size, best first, and why the other nodes cannot. Removed nodes are in neither.
 pub fn candidates(catalogue: &Catalogue, size_bytes: u64) -> (Vec<Candidate<'_>>, Vec<NodeShortfall>) {
     let placed = catalogue.placed();
     let mut best: BTreeMap<NodeId, Candidate<'_>> = BTreeMap::new();
     let mut has_failed_disk: BTreeSet<NodeId> = BTreeSet::new();
+    let mut has_removing_disk: BTreeSet<NodeId> = BTreeSet::new();
     for (id, disk) in catalogue.disks() {
-        if disk.state == DiskState::Failed {
-            has_failed_disk.insert(disk.node);
-            continue;
+        match disk.state {
+            DiskState::Active => {}
+            DiskState::Failed => {
+                has_failed_disk.insert(disk.node);
+                continue;
+            }
+            DiskState::Removing => {
+                has_removing_disk.insert(disk.node);
+                continue;
+            }
+            DiskState::Removed => continue,
         }
         let Some(node) = catalogue.nodes().get(&disk.node) else { continue };
         let load: Placed = placed.get(id).copied().unwrap_or_default();
@@ -189,11 +265,13 @@ pub fn candidates(catalogue: &Catalogue, size_bytes: u64) -> (Vec<Candidate<'_>>
         let why = match (node.state, best.remove(id)) {
             (NodeState::Removed, _) => continue,
             (NodeState::Draining, _) => Shortfall::Draining,
+            (NodeState::Removing, _) => Shortfall::Removing,
             (NodeState::Active, Some(candidate)) if candidate.placeable_bytes >= size_bytes => {
                 candidates.push(candidate);
                 continue;
             }
             (NodeState::Active, Some(candidate)) => Shortfall::Room { placeable_bytes: candidate.placeable_bytes },
+            (NodeState::Active, None) if has_removing_disk.contains(id) => Shortfall::DiskRemoving,
             (NodeState::Active, None) if has_failed_disk.contains(id) => Shortfall::DiskFailed,
             (NodeState::Active, None) => Shortfall::NoDisk,
         };

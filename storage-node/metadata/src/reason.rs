@@ -2,9 +2,10 @@
 
 use holdfast_id::VolumeId;
 
-use crate::catalogue::{Catalogue, DiskState, NodeState, Obstacle, VolumeState};
-use crate::planner::{Bytes, Shortfall, candidates};
+use crate::catalogue::{Catalogue, DiskState, NodeState, Obstacle, Place, Replacement, VolumeState};
+use crate::planner::{Bytes, List, Shortfall, candidates};
 use crate::spec::SIZE_BYTES_MIN;
+use crate::upkeep::{self, Held};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
@@ -21,9 +22,7 @@ impl Obstacle {
     fn words(self) -> (&'static str, &'static str) {
         match self {
             Obstacle::NoSpace => ("its disk is full", "add disks, or delete volumes"),
-            Obstacle::DiskFailed => {
-                ("its disk has failed", "delete the volume and create it again, or replace the disk")
-            }
+            Obstacle::DiskFailed => ("its disk has failed", "replace the disk"),
             Obstacle::DiskUnknown => ("it does not have the disk", "put the disk back, or create the volume again"),
             Obstacle::TooManyReplicas => ("it holds as many copies as it can", "delete volumes, or add nodes"),
             Obstacle::Conflict => ("it has the copy as something else", "report this: it must not happen"),
@@ -64,14 +63,61 @@ pub fn explain_volume(catalogue: &Catalogue, id: VolumeId) -> Vec<Reason> {
             }
         }
     }
-    for entry in &volume.members {
-        let disk = catalogue.disks().get(&entry.member.disk);
-        if disk.is_some_and(|disk| disk.state == DiskState::Failed) {
-            let message = format!("the disk of its copy on {} failed", catalogue.node_label(entry.member.node));
-            reasons.push(reason("CopyLost", message, "back the data up; the copy is not made again by itself yet"));
+    reasons.extend(explain_moves(catalogue, id, &subject));
+    reasons
+}
+
+/// Which replicas of the group move or are made again, and what they wait for.
+fn explain_moves(catalogue: &Catalogue, id: VolumeId, subject: &str) -> Vec<Reason> {
+    let reason = |code, message, action| Reason { code, message, action, subject: subject.to_owned() };
+    let Some(placement) = catalogue.placement(id) else { return Vec::new() };
+    let mut reasons = Vec::new();
+    let why = |place: &Place| {
+        let node = catalogue.node_label(place.node);
+        match (catalogue.counts(place), catalogue.is_leaving(place)) {
+            (false, _) => format!("its copy on {node} is lost"),
+            (true, true) => format!("its copy leaves {node}"),
+            (true, false) => format!("its copy on {node} is replaced"),
         }
+    };
+    if let Some(Replacement { old, new }) = placement.replacement {
+        let old = placement.members.iter().find(|place| place.replica == *old).map(why).unwrap_or_default();
+        let node = catalogue.node_label(new.member.node);
+        reasons.push(match (new.created, new.obstacle) {
+            (true, _) => reason("ReplacingReplica", format!("{old}: the new one on {node} catches up, then votes"), ""),
+            (false, None) => {
+                reason("WaitingForReplica", format!("{old}: waiting for {node} to create the new one"), "")
+            }
+            (false, Some(obstacle)) => {
+                let (what, action) = obstacle.words();
+                reason("ReplicaRefused", format!("{old}: {node} does not create the new one: {what}"), action)
+            }
+        });
+    }
+    for (place, held) in upkeep::held(catalogue, id) {
+        let old = why(&place);
+        reasons.push(match held {
+            Ok(()) => reason("ReplacementDue", format!("{old}: another is about to be made"), ""),
+            Err(Held::Queue) => reason("ReplacementWaits", format!("{old}: other volumes come first"), ""),
+            Err(Held::Busy(busy)) => reason("ReplacementWaits", format!("{old}, but {busy}"), ""),
+            Err(Held::BelowQuorum { left, needed }) => reason(
+                "BelowQuorum",
+                format!("{old}, and {left} copies are left where {needed} must agree to make another"),
+                "start the nodes of the others; what no node has any more can only be restored from a backup",
+            ),
+            Err(Held::Nowhere(nodes)) => reason(
+                "NowhereToGo",
+                format!("{old}, and no node can take another{}", List(&nodes)),
+                "add a node or room",
+            ),
+        });
     }
     reasons
+}
+
+/// The metadata plane's own moves.
+pub fn explain_metadata(catalogue: &Catalogue) -> Vec<Reason> {
+    explain_moves(catalogue, catalogue.metadata_id(), "metadata")
 }
 
 /// What keeps nodes from taking copies. A node has room as long as the smallest volume fits.
@@ -82,6 +128,9 @@ pub fn explain_nodes(catalogue: &Catalogue) -> Vec<Reason> {
         .map(|node| {
             let (code, action) = match node.why {
                 Shortfall::Draining => ("Draining", "set the node active to use it again"),
+                Shortfall::Removing => ("Removing", "wait: what it holds is being moved"),
+                Shortfall::DiskRemoving => ("DiskRemoving", "wait: what it holds is being moved"),
+                Shortfall::HoldsCopy | Shortfall::HoldsFormerCopy => ("NoSpace", "add nodes"),
                 Shortfall::NoDisk => ("NoDisk", "give the node a disk"),
                 Shortfall::DiskFailed => ("DiskFailed", "replace the disk"),
                 Shortfall::Room { .. } => ("NoSpace", "add disks, or delete volumes"),
@@ -94,10 +143,10 @@ pub fn explain_nodes(catalogue: &Catalogue) -> Vec<Reason> {
         if disk.state == DiskState::Failed && node.is_some_and(|node| node.state != NodeState::Removed) {
             let node = catalogue.node_label(disk.node);
             let subject = format!("node/{node}");
-            // A node whose only disk failed was named above.
-            if reasons.iter().all(|reason| reason.subject != subject || reason.code != "DiskFailed") {
-                let message = format!("{node}: disk {id} failed");
-                reasons.push(Reason { code: "DiskFailed", message, action: "replace the disk", subject });
+            // A disk that was lost and has nothing to be made again is history.
+            if catalogue.disk_holds(*id) {
+                let message = format!("{node}: disk {id} failed or was lost; what lay on it is made again elsewhere");
+                reasons.push(Reason { code: "DiskLost", message, action: "", subject });
             }
         }
     }

@@ -7,7 +7,9 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalogue::{Catalogue, DISKS_MAX, Disk, DiskState, NODES_MAX, NodeState, VOLUMES_MAX, VolumeState};
+use crate::catalogue::{
+    Catalogue, DISKS_MAX, Disk, FOUNDERS_MAX, NODES_MAX, NodeState, Replacement, VOLUMES_MAX, VolumeState,
+};
 use crate::spec::{SpecError, check_address, check_zone};
 
 /// Version of the state this build writes, and the newest it can read.
@@ -87,24 +89,33 @@ impl Catalogue {
             let unique = node.state == NodeState::Removed || names.insert(&node.name);
             holds(unique, &|| format!("node {id} shares its name {}", node.name))?;
         }
-        for (replica, node) in &self.founders {
-            holds(self.nodes.contains_key(node), &|| format!("founder {replica} lies on no known node"))?;
-        }
         for (id, disk) in &self.disks {
             let good = self.nodes.contains_key(&disk.node) && disk.free_bytes <= disk.capacity_bytes;
             holds(good, &|| format!("disk {id} lies on no known node, or has more free than it has"))?;
         }
         let on_disk = |disk, node| self.disks.get(&disk).is_some_and(|found: &Disk| found.node == node);
-        let mut replicas: BTreeSet<_> = self.founders.keys().collect();
+        let mut replicas = BTreeSet::new();
+        let mut nodes = BTreeSet::new();
+        for place in &self.metadata.members {
+            let known = self.nodes.contains_key(&place.node) && place.disk.is_none_or(|disk| on_disk(disk, place.node));
+            let good = known && nodes.insert(place.node) && replicas.insert(place.replica);
+            holds(good, &|| format!("metadata replica {} lies nowhere, twice, or beside another", place.replica))?;
+        }
+        let sorted = self.metadata.members.is_sorted_by(|a, b| a < b) && self.metadata.generation >= 1;
+        holds(sorted && !self.metadata.members.is_empty(), &|| "the metadata plane is not what it says".into())?;
+        for founder in &self.founding {
+            check_address(&founder.peer_address)?;
+            check_address(&founder.api_address)?;
+            founder.zone.as_deref().map_or(Ok(()), check_zone)?;
+        }
+        let founded = self.founding.len() <= FOUNDERS_MAX && self.founding.is_sorted_by(|a, b| a.replica < b.replica);
+        holds(founded, &|| "it was founded by too many, or by one twice".into())?;
         for (replica, tombstone) in &self.tombstones {
-            let deleting = self.volumes.get(&tombstone.volume).map(|volume| volume.state);
             let good = on_disk(tombstone.disk, tombstone.node)
-                && self.disks[&tombstone.disk].state == DiskState::Active
-                && deleting == Some(VolumeState::Deleting)
-                && replicas.insert(replica);
-            holds(good, &|| {
-                format!("tombstone {replica} is on no working disk, of no dying volume, or a second replica")
-            })?;
+                && !self.disks[&tombstone.disk].state.is_gone()
+                && (self.volumes.contains_key(&tombstone.volume) || tombstone.volume == self.metadata_id())
+                && replicas.insert(*replica);
+            holds(good, &|| format!("tombstone {replica} is on no working disk, of no volume, or a second replica"))?;
         }
         let mut names = BTreeSet::new();
         for (id, volume) in &self.volumes {
@@ -112,6 +123,7 @@ impl Catalogue {
             holds(names.insert(&volume.name), &|| format!("volume {id} shares its name {}", volume.name))?;
             let copies = usize::from(volume.spec.replicas);
             let all_created = volume.members.iter().all(|member| member.created);
+            holds(volume.founding_bytes <= volume.provisioned_bytes, &|| format!("volume {id} has shrunk"))?;
             let provisioned = volume.provisioned_bytes == volume.spec.size_bytes;
             let state = match volume.state {
                 VolumeState::Creating => volume.members.len() == copies && !all_created && provisioned,
@@ -119,7 +131,9 @@ impl Catalogue {
                     volume.members.len() == copies && all_created && volume.provisioned_bytes <= volume.spec.size_bytes
                 }
                 VolumeState::Deleting => {
-                    volume.members.is_empty() && self.tombstones.values().any(|tombstone| tombstone.volume == *id)
+                    volume.members.is_empty()
+                        && volume.replacement.is_none()
+                        && self.tombstones.values().any(|tombstone| tombstone.volume == *id)
                 }
             };
             holds(state && volume.generation >= 1, &|| format!("volume {id} is not what its state says"))?;
@@ -127,10 +141,22 @@ impl Catalogue {
             let mut nodes = BTreeSet::new();
             let placed = volume.members.iter().all(|entry| {
                 let member = &entry.member;
-                on_disk(member.disk, member.node) && nodes.insert(member.node) && replicas.insert(&member.replica)
+                on_disk(member.disk, member.node) && nodes.insert(member.node) && replicas.insert(member.replica)
             });
             holds(sorted && placed, &|| format!("volume {id} has members nowhere, twice, or on one node"))?;
         }
-        Ok(())
+        for volume in self.volumes.keys().copied().chain([self.metadata_id()]) {
+            let placement = self.placement(volume).expect("every volume and the metadata plane have one");
+            let Some(Replacement { old, new }) = placement.replacement else { continue };
+            let stays: Vec<_> = placement.members.iter().filter(|place| place.replica != *old).collect();
+            let good = stays.len() + 1 == placement.members.len()
+                && on_disk(new.member.disk, new.member.node)
+                && stays.iter().all(|place| place.node != new.member.node)
+                && replicas.insert(new.member.replica);
+            holds(good, &|| {
+                format!("{}: a replacement of no member, or one that lies nowhere or twice", self.volume_label(volume))
+            })?;
+        }
+        holds(!self.volumes.contains_key(&self.metadata_id()), &|| "a volume has the metadata plane's id".into())
     }
 }

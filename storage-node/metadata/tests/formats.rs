@@ -3,7 +3,7 @@
 
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{Founder, Member};
-use holdfast_metadata::command::{COMMAND_BYTES_MAX, CreateVolume, DecodeError, DeleteVolume};
+use holdfast_metadata::command::{COMMAND_BYTES_MAX, CreateVolume, DecodeError, DeleteVolume, ReplaceReplica};
 use holdfast_metadata::intent::{
     Action, Control, CreateReplica, INTENT_BYTES_MAX, Intent, IntentError, IntentReply, IntentResult,
 };
@@ -74,6 +74,21 @@ fn commands_are_these_bytes() {
     );
     assert_eq!(String::from_utf8(create.encode()).expect("text"), bytes);
     assert_eq!(Command::decode(bytes.as_bytes()), Ok(create));
+    let replace = Command::ReplaceReplica(ReplaceReplica {
+        volume: volume(),
+        old: ReplicaId::from_bytes([0x45; 16]).expect("not zero"),
+        new: Member { replica: replica(), node: node(), disk: disk() },
+        planned_at: 6,
+    });
+    let bytes = concat!(
+        r#"{"version":1,"command":{"kind":"replace_replica","body":{"volume":"33333333-3333-3333-3333-333333333333","#,
+        r#""old":"45454545-4545-4545-4545-454545454545","#,
+        r#""new":{"replica":"44444444-4444-4444-4444-444444444444","#,
+        r#""node":"11111111-1111-1111-1111-111111111111","disk":"22222222-2222-2222-2222-222222222222"},"#,
+        r#""planned_at":6}}}"#
+    );
+    assert_eq!(String::from_utf8(replace.encode()).expect("text"), bytes);
+    assert_eq!(Command::decode(bytes.as_bytes()), Ok(replace));
     let delete = Command::DeleteVolume(DeleteVolume { volume: volume(), expected_generation: Some(3) });
     let bytes = concat!(
         r#"{"version":1,"command":{"kind":"delete_volume","#,
@@ -88,7 +103,10 @@ fn commands_are_these_bytes() {
 fn states_are_these_bytes_and_hash() {
     let bytes = concat!(
         r#"{"version":1,"catalogue":{"cluster":"55555555-5555-5555-5555-555555555555","applied":0,"forgotten_at":0,"#,
-        r#""founders":{"44444444-4444-4444-4444-444444444444":"11111111-1111-1111-1111-111111111111"},"#,
+        r#""founding":[{"node":"11111111-1111-1111-1111-111111111111","replica":"44444444-4444-4444-4444-444444444444","#,
+        r#""name":"n","peer_address":"n:1","api_address":"n:2","zone":null}],"#,
+        r#""metadata":{"members":[{"replica":"44444444-4444-4444-4444-444444444444","#,
+        r#""node":"11111111-1111-1111-1111-111111111111","disk":null}],"replacement":null,"generation":1},"#,
         r#""nodes":{"11111111-1111-1111-1111-111111111111":{"name":"n","peer_address":"n:1","api_address":"n:2","#,
         r#""zone":null,"state":"active"}},"disks":{},"volumes":{},"tombstones":{}}}"#
     );
@@ -111,7 +129,7 @@ fn states_that_contradict_themselves_are_refused() {
     };
     assert!(matches!(decode(r#""version":1"#, r#""version":2"#), StateError::UnknownVersion { version: 2 }));
     assert!(matches!(decode(r#""forgotten_at":0"#, r#""forgotten_at":1"#), StateError::Inconsistent { .. }));
-    let elsewhere = (r#":"11111111-1111"#, r#":"11111111-1112"#);
+    let elsewhere = (r#""nodes":{"11111111-1111"#, r#""nodes":{"11111111-1112"#);
     assert!(matches!(decode(elsewhere.0, elsewhere.1), StateError::Inconsistent { .. }));
     let disk = concat!(
         r#""disks":{"22222222-2222-2222-2222-222222222222":{"node":"11111111-1111-1111-1111-111111111111","#,
@@ -135,7 +153,8 @@ fn control_messages_are_these_bytes() {
     );
     assert_eq!(String::from_utf8(create_replica().encode()).expect("text"), bytes);
     let Control::Intent(intent) = create_replica() else { panic!("it is an intent") };
-    for result in [IntentResult::Done, IntentResult::Stale, IntentResult::NotLeader] {
+    let under_way = IntentResult::UnderWay { behind: 3 };
+    for result in [IntentResult::Done, IntentResult::Stale, IntentResult::NotLeader, under_way] {
         let reply = Control::Reply(IntentReply { generation: 1, action: intent.action.clone(), result });
         assert_eq!(Control::decode(&reply.encode()).expect("its own encoding"), reply);
     }
@@ -152,8 +171,7 @@ fn hostile_control_messages_are_refused() {
     assert!(matches!(decode(r#"3333/0"#, r#"3333/65536"#), IntentError::Malformed { .. }));
     assert!(matches!(decode(r#"3333/0"#, r#"3333"#), IntentError::Malformed { .. }));
     assert!(matches!(decode("create_replica", "make_coffee"), IntentError::Malformed { .. }));
-    // The replica that is to be created is not among the members, or not on the addressed node.
-    assert!(matches!(decode(r#""replica":"44444444-4444"#, r#""replica":"44444444-4445"#), IntentError::Members));
+    // The replica that is to be created is a founder on another node than the addressed one.
     assert!(matches!(decode(r#""node":"11111111-1111"#, r#""node":"11111111-1112"#), IntentError::Members));
     let member = r#"["44444444-4444-4444-4444-444444444444","11111111-1111-1111-1111-111111111111"]"#;
     assert!(matches!(decode(member, &format!("{member},{member}")), IntentError::Members));

@@ -1,6 +1,6 @@
 //! Properties over random histories: determinism, snapshots anywhere, idempotence, and the agreement of planner and lint.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_id::{ClusterId, DiskId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{DiskState, Founder, Member, NodeState};
@@ -9,7 +9,7 @@ use holdfast_metadata::intent::{Control, IntentReply, IntentResult};
 use holdfast_metadata::lint::Finding;
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_metadata::state::STATE_BYTES_MAX;
-use holdfast_metadata::{Catalogue, Command, Outcome, executor, lint, planner};
+use holdfast_metadata::{Catalogue, Command, Outcome, executor, lint, planner, upkeep};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -88,6 +88,12 @@ enum Step {
         mib: u64,
         generation: Option<u64>,
     },
+    DiskState {
+        number: u64,
+        state: u8,
+    },
+    /// What the leader does by itself.
+    Upkeep,
     /// A node answers the n-th intent that is due.
     Answer {
         pick: usize,
@@ -106,6 +112,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(number, generation)| Step::Delete { number, generation }),
         2 => (0u64..30, 1u64..200, proptest::option::of(1u64..4))
             .prop_map(|(number, mib, generation)| Step::Resize { number, mib, generation }),
+        1 => (0u64..12, 0u8..4).prop_map(|(number, state)| Step::DiskState { number, state }),
+        6 => Just(Step::Upkeep),
         8 => (0usize..16).prop_map(|pick| Step::Answer { pick }),
     ]
 }
@@ -124,6 +132,7 @@ fn command(catalogue: &Catalogue, step: &Step, count: u64) -> Option<Command> {
         Step::State { number, state } => {
             let state = match state {
                 0 => NodeState::Removed,
+                3 => NodeState::Removing,
                 1 | 2 => NodeState::Draining,
                 _ => NodeState::Active,
             };
@@ -133,12 +142,23 @@ fn command(catalogue: &Catalogue, step: &Step, count: u64) -> Option<Command> {
             disk: disk(number),
             node: node(number % 7),
             capacity_bytes: mib * MIB,
+            only: number.is_multiple_of(3),
         }),
+        Step::DiskState { number, state } => {
+            let state = match state {
+                0 => DiskState::Failed,
+                1 => DiskState::Removing,
+                2 => DiskState::Removed,
+                _ => DiskState::Active,
+            };
+            Command::SetDiskState(SetDiskState { disk: disk(number), state })
+        }
+        Step::Upkeep => upkeep::next(catalogue, replica(2_000_000 + count))?,
         Step::Update { number, mib, free, failed } => Command::UpdateDisk(UpdateDisk {
             disk: disk(number),
             capacity_bytes: mib * MIB,
             free_bytes: free * MIB,
-            state: if failed { DiskState::Failed } else { DiskState::Active },
+            failed,
         }),
         Step::Create { number, mib, replicas } => {
             let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 512, replicas };
@@ -246,7 +266,10 @@ proptest! {
         prop_assert_eq!(&planned, &planner::plan_volume(&catalogue.clone(), &spec, &ids));
         // The oracle: room by its definition, written down once more.
         let room = |id: &DiskId, disk: &holdfast_metadata::catalogue::Disk| {
-            let members = catalogue.volumes().values().flat_map(|v| v.members.iter().map(|m| (m.member.disk, v.spec.size_bytes)));
+            let members = catalogue.volumes().values().flat_map(|v| {
+                let coming = v.replacement.iter().map(|replacement| &replacement.new);
+                v.members.iter().chain(coming).map(|m| (m.member.disk, v.spec.size_bytes))
+            });
             let tombs = catalogue.tombstones().values().map(|t| (t.disk, t.size_bytes));
             let used: u64 = members.chain(tombs).filter(|(on, _)| on == id).map(|(_, size)| size).sum();
             (disk.capacity_bytes - disk.capacity_bytes / 20).saturating_sub(used).min(disk.free_bytes)
@@ -298,7 +321,8 @@ proptest! {
                 let command = command(&catalogue, &step, 0).expect("a command");
                 apply(&mut catalogue, command);
             }
-            let command = RegisterDisk { disk: disk(number), node: node(number), capacity_bytes: 1 << 30 };
+            let command =
+                RegisterDisk { disk: disk(number), node: node(number), capacity_bytes: 1 << 30, only: true };
             apply(&mut catalogue, Command::RegisterDisk(command));
         }
         let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 512, replicas };
@@ -307,8 +331,8 @@ proptest! {
         prop_assert_eq!(lint::check(&catalogue, &create(1, spec, members.clone(), 0)), Ok(()));
         let victim = victim % members.len();
         let other = (victim + 1) % members.len();
-        let update = |free_bytes: u64, state: DiskState| UpdateDisk {
-            disk: members[victim].disk, capacity_bytes: 1 << 30, free_bytes, state,
+        let update = |free_bytes: u64, failed: bool| UpdateDisk {
+            disk: members[victim].disk, capacity_bytes: 1 << 30, free_bytes, failed,
         };
         let found: fn(&Finding) -> bool = match mutation {
             0 => {
@@ -336,11 +360,11 @@ proptest! {
                 |finding| matches!(finding, Finding::DiskElsewhere { .. })
             }
             6 => {
-                apply(&mut catalogue, Command::UpdateDisk(update(1 << 30, DiskState::Failed)));
+                apply(&mut catalogue, Command::UpdateDisk(update(1 << 30, true)));
                 |finding| matches!(finding, Finding::DiskFailed { .. })
             }
             7 => {
-                apply(&mut catalogue, Command::UpdateDisk(update(mib * MIB - 1, DiskState::Active)));
+                apply(&mut catalogue, Command::UpdateDisk(update(mib * MIB - 1, false)));
                 |finding| matches!(finding, Finding::NoRoom { .. })
             }
             _ => {
@@ -362,7 +386,10 @@ proptest! {
     #[test]
     fn data_is_deleted_only_by_order(steps in proptest::collection::vec(step(), 1..80)) {
         let mut deleted = BTreeSet::new();
-        let mut home = std::collections::BTreeMap::new();
+        let mut replaced = BTreeSet::new();
+        let mut home: BTreeMap<ReplicaId, (VolumeId, NodeId)> = BTreeMap::new();
+        let metadata = founded().metadata_id();
+        home.extend(founded().metadata().members.iter().map(|place| (place.replica, (metadata, place.node))));
         run(&steps, |before, _, command, outcome| {
             match command {
                 Command::CreateVolume(create) if *outcome == Outcome::Applied => {
@@ -371,15 +398,70 @@ proptest! {
                 Command::DeleteVolume(delete) if *outcome == Outcome::Applied => {
                     deleted.insert(delete.volume);
                 }
+                Command::ReplaceReplica(replace) if *outcome == Outcome::Applied => {
+                    home.insert(replace.new.replica, (replace.volume, replace.new.node));
+                }
+                Command::ReplicaReplaced(done) if *outcome == Outcome::Applied => {
+                    let placement = before.placement(done.volume).expect("it has one");
+                    replaced.insert(placement.replacement.expect("it was replaced").old);
+                }
                 _ => {}
             }
             for intent in executor::due(before) {
                 if let holdfast_metadata::intent::Action::DeleteReplica(delete) = intent.action {
                     let (volume, node) = home[&delete.replica];
-                    assert!(deleted.contains(&volume) && node == intent.node && delete.group.volume == volume);
+                    assert!(deleted.contains(&volume) || replaced.contains(&delete.replica));
+                    assert!(node == intent.node && delete.group.volume == volume);
                 }
             }
         });
+    }
+
+    /// What the leader does by itself is always safe and always done. While some nodes are silent no volume loses a copy
+    /// that counts; once all answer it comes to an end, where whatever has not moved has a reason.
+    #[test]
+    fn leaving_replicas_move_or_have_a_reason(steps in proptest::collection::vec(step(), 1..60), silent in 0u64..7) {
+        let mut catalogue = run(&steps, |_, _, _, _| {});
+        let counts = |catalogue: &Catalogue| -> BTreeMap<VolumeId, usize> {
+            let ids = catalogue.volumes().iter().filter(|(_, v)| !v.members.is_empty()).map(|(id, _)| *id);
+            let ids = ids.chain([catalogue.metadata_id()]);
+            ids.map(|id| (id, catalogue.placement(id).expect("it has one").quorum(catalogue).0)).collect()
+        };
+        for round in 0..4_000u64 {
+            let before = counts(&catalogue);
+            let index = catalogue.revision() + 1;
+            let silent = (round < 200).then(|| node(silent));
+            let command = match upkeep::next(&catalogue, replica(3_000_000 + round)) {
+                Some(command) => {
+                    prop_assert_eq!(lint::check(&catalogue, &command), Ok(()));
+                    Some(command)
+                }
+                None => executor::due(&catalogue).into_iter().find_map(|intent| {
+                    let reply = IntentReply {
+                        generation: intent.generation, action: intent.action.clone(), result: IntentResult::Done,
+                    };
+                    executor::on_reply(&catalogue, intent.node, &reply).filter(|_| Some(intent.node) != silent)
+                }),
+            };
+            let Some(command) = command else {
+                if silent.is_some() { continue } else { break }
+            };
+            prop_assert_eq!(catalogue.apply(index, &command.encode()).expect("known"), Outcome::Applied);
+            catalogue.check().expect("the invariants hold");
+            let after = counts(&catalogue);
+            let lost = before.iter().any(|(id, copies)| after.get(id).is_some_and(|left| left < copies));
+            prop_assert!(!lost, "{command:?}");
+            prop_assert!(round < 3_999, "it does not come to an end: {command:?}");
+        }
+        let ids = catalogue.volumes().keys().copied().chain([catalogue.metadata_id()]);
+        for id in ids.collect::<Vec<_>>() {
+            let placement = catalogue.placement(id).expect("it has one");
+            let dead = placement.replacement.is_some_and(|found| !catalogue.counts(&found.new.member.into()));
+            prop_assert!(placement.replacement.is_none() || dead, "all nodes have answered");
+            for (place, held) in upkeep::held(&catalogue, id) {
+                prop_assert!(held.is_err() && held != Err(upkeep::Held::Queue), "{place:?} {held:?}");
+            }
+        }
     }
 
     /// Hostile bytes are an error, never a panic.
@@ -432,7 +514,12 @@ fn the_fullest_catalogue_fits() {
         catalogue["volumes"][volume(number).to_string()] = serde_json::json!({
             "name": text("v", number, 63),
             "spec": {"size_bytes": size, "logical_block_bytes": 4096, "replicas": 5},
-            "provisioned_bytes": size, "members": members, "state": "creating", "generation": u64::from(u32::MAX),
+            "provisioned_bytes": size, "founding_bytes": size, "members": members, "state": "creating",
+            "generation": u64::from(u32::MAX),
+            "replacement": {"old": replica(number * 5), "new": {
+                "member": {"replica": replica(100_000 + number), "node": node(5), "disk": disk(5)},
+                "created": false, "obstacle": "too_many_replicas",
+            }},
         });
     }
     let bytes = serde_json::to_vec(&value).expect("json");

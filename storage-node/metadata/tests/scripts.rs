@@ -12,7 +12,7 @@ use holdfast_metadata::catalogue::{DiskState, Founder, Member, NodeState, Obstac
 use holdfast_metadata::command::*;
 use holdfast_metadata::intent::{Action, Control, Intent, IntentReply, IntentResult};
 use holdfast_metadata::spec::{Name, VolumeSpec};
-use holdfast_metadata::{Catalogue, Command, Outcome, executor, lint, planner, reason};
+use holdfast_metadata::{Catalogue, Command, Outcome, executor, lint, planner, reason, upkeep};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -107,14 +107,10 @@ impl Script {
         let volume: String = case.take_arg("volume").expect("volume=");
         let node: String = case.take_arg("node").expect("node=");
         let from: String = case.try_take_arg("from").expect("a name").unwrap_or_else(|| node.clone());
-        let (volume, node, from) = (self.volume(&volume), self.node(&node), self.node(&from));
-        let group = |action: &Action| match action {
-            Action::CreateReplica(create) => create.group,
-            Action::DeleteReplica(delete) => delete.group,
-            Action::ResizeGroup(resize) => resize.group,
-        };
+        let id = if volume == "metadata" { self.catalogue().metadata_id() } else { self.volume(&volume) };
+        let (volume, node, from) = (id, self.node(&node), self.node(&from));
         let due = executor::due(self.catalogue());
-        let wanted = |i: &&Intent| i.node == node && group(&i.action).volume == volume && matches(&i.action);
+        let wanted = |i: &&Intent| i.node == node && i.action.group().volume == volume && matches(&i.action);
         let Some(intent) = due.iter().find(wanted) else { return "nothing is due\n".into() };
         let reply = IntentReply { generation: intent.generation, action: intent.action.clone(), result };
         match executor::on_reply(self.catalogue(), from, &reply) {
@@ -177,6 +173,7 @@ impl Script {
                 let state = match state.as_str() {
                     "active" => NodeState::Active,
                     "draining" => NodeState::Draining,
+                    "removing" => NodeState::Removing,
                     "removed" => NodeState::Removed,
                     other => panic!("{other}"),
                 };
@@ -187,17 +184,52 @@ impl Script {
                 let name: String = case.take_arg("name").expect("name=");
                 let node: String = case.take_arg("node").expect("node=");
                 let capacity_bytes = size(case, "gib").expect("gib=");
+                let only = case.take_flag("only").expect("a flag");
                 let (disk, node) = (self.disk(&name), self.node(&node));
-                self.apply(Command::RegisterDisk(RegisterDisk { disk, node, capacity_bytes }))
+                self.apply(Command::RegisterDisk(RegisterDisk { disk, node, capacity_bytes, only }))
             }
             "update-disk" => {
                 let name: String = case.take_arg("name").expect("name=");
                 let capacity_bytes = size(case, "gib").expect("gib=");
                 let free_bytes = size(case, "free").expect("free=");
                 let failed = case.take_flag("failed").expect("a flag");
-                let state = if failed { DiskState::Failed } else { DiskState::Active };
                 let disk = self.disk(&name);
-                self.apply(Command::UpdateDisk(UpdateDisk { disk, capacity_bytes, free_bytes, state }))
+                self.apply(Command::UpdateDisk(UpdateDisk { disk, capacity_bytes, free_bytes, failed }))
+            }
+            "disk-state" => {
+                let name: String = case.take_arg("name").expect("name=");
+                let state: String = case.take_arg("state").expect("state=");
+                let state = match state.as_str() {
+                    "active" => DiskState::Active,
+                    "removing" => DiskState::Removing,
+                    "removed" => DiskState::Removed,
+                    "lost" => DiskState::Failed,
+                    other => panic!("{other}"),
+                };
+                let disk = self.disk(&name);
+                self.apply(Command::SetDiskState(SetDiskState { disk, state }))
+            }
+            // The leader's own next command; what it is is printed.
+            "upkeep" => {
+                let fresh = self.replica(self.next_replica + 1);
+                let Some(command) = upkeep::next(self.catalogue(), fresh) else { return "nothing\n".into() };
+                let what = match &command {
+                    Command::ReplaceReplica(replace) => {
+                        self.next_replica += 1;
+                        let what = self.catalogue().volume_label(replace.volume);
+                        let Member { replica, node, disk } = replace.new;
+                        format!("{what}: {} is replaced by {replica} on {node} {disk}\n", replace.old)
+                    }
+                    Command::SetNodeState(set) => format!("{} is {:?}\n", set.node, set.state),
+                    Command::SetDiskState(set) => format!("{} is {:?}\n", set.disk, set.state),
+                    other => panic!("{other:?}"),
+                };
+                self.named(what) + &self.apply(command)
+            }
+            "changed" => self.answer(case, |a| matches!(a, Action::ChangeMembers(_)), IntentResult::Done),
+            "learning" => {
+                let result = IntentResult::UnderWay { behind: 7 };
+                self.answer(case, |a| matches!(a, Action::ChangeMembers(_)), result)
             }
             "plan" | "create" => {
                 let name: String = case.take_arg("name").expect("name=");
@@ -232,7 +264,10 @@ impl Script {
                 }
                 out
             }
-            "created" => self.answer(case, |a| matches!(a, Action::CreateReplica(_)), IntentResult::Done),
+            "created" => {
+                let create = |a: &Action| matches!(a, Action::CreateReplica(_) | Action::CreateMetadataReplica(_));
+                self.answer(case, create, IntentResult::Done)
+            }
             "no-space" => {
                 let result = IntentResult::Refused(Obstacle::NoSpace);
                 self.answer(case, |a| matches!(a, Action::CreateReplica(_)), result)
@@ -288,6 +323,13 @@ impl Script {
                         }
                         Action::DeleteReplica(delete) => format!("delete {} on {}", delete.replica, delete.disk),
                         Action::ResizeGroup(resize) => format!("resize {} to {}", resize.group, resize.size_bytes),
+                        Action::CreateMetadataReplica(create) => {
+                            format!("create the metadata replica {} on {}", create.replica, create.disk)
+                        }
+                        Action::ChangeMembers(change) => {
+                            let voters: Vec<String> = change.voters.iter().map(|(id, _)| id.to_string()).collect();
+                            format!("change the members of {} to {}", change.group, voters.join(" "))
+                        }
                     };
                     writeln!(out, "{} generation {}: {what}", intent.node, intent.generation).expect("memory");
                 }
@@ -296,6 +338,7 @@ impl Script {
             "explain" => {
                 let name: Option<String> = case.try_take_arg("volume").expect("a name");
                 let reasons = match name {
+                    Some(name) if name == "metadata" => reason::explain_metadata(self.catalogue()),
                     Some(name) => {
                         let id = self.volume(&name);
                         reason::explain_volume(self.catalogue(), id)
@@ -324,6 +367,16 @@ impl Script {
                     writeln!(out, "tombstone {replica} on {}", tombstone.node).expect("memory");
                 }
                 self.named(if out.is_empty() { "none\n".into() } else { out })
+            }
+            "members" => {
+                let volume: String = case.take_arg("volume").expect("volume=");
+                let id = if volume == "metadata" { self.catalogue().metadata_id() } else { self.volume(&volume) };
+                let mut out = String::new();
+                for place in self.catalogue().placement(id).expect("it is there").members {
+                    let disk = place.disk.map_or("no disk yet".into(), |disk| disk.to_string());
+                    writeln!(out, "{} on {} {disk}", place.replica, place.node).expect("memory");
+                }
+                self.named(out)
             }
             "peers" => {
                 let peers = self.catalogue().peers();

@@ -29,7 +29,7 @@ use tonic::{Code, Status};
 
 use crate::addresses::Address;
 use crate::config::Config;
-use crate::control::{Answer, Call, DiskState};
+use crate::control::{Answer, Call, DiskState, DiskView};
 use crate::rim::Control;
 
 /// How long the data thread may take to answer; beyond it something is wrong with the disk or the quorum.
@@ -170,6 +170,17 @@ impl Services {
             .map_err(|error| Status::unavailable(error.to_string()))
     }
 
+    /// Formats an empty disk where the node was told to join.
+    async fn maybe_format(&self) {
+        let Some(join) = &self.config.join else { return };
+        if matches!(self.call(Call::Probe).await, Ok(Answer::Disk(DiskView { state: DiskState::Empty, .. }))) {
+            tracing::info!(cluster = %join.cluster, "the disk is empty: it is formatted and joins");
+            if let Err(status) = self.call(Call::Format { cluster: join.cluster }).await {
+                tracing::error!(%status, "the disk cannot be formatted");
+            }
+        }
+    }
+
     /// What this node tells the catalogue of itself; `None` while it belongs to no cluster.
     async fn registration(&self) -> Option<v1::RegisterRequest> {
         let Ok(Answer::Disk(view)) = self.call(Call::Probe).await else { return None };
@@ -201,6 +212,8 @@ async fn watch_credentials(services: Arc<Services>, tls: watch::Sender<TlsConfig
 /// Tells the metadata plane who this node is and how full its disk is, and learns where the others are.
 async fn register(services: Arc<Services>) {
     let mut pause = REGISTER_EVERY;
+    let mut told = String::new();
+    services.maybe_format().await;
     loop {
         tokio::time::sleep(pause).await;
         let Some(request) = services.registration().await else { continue };
@@ -208,6 +221,14 @@ async fn register(services: Arc<Services>) {
             Ok(nodes) => {
                 pause = REPORT_EVERY;
                 services.control.call(Call::Learn(nodes)).await;
+            }
+            Err(status) if refusal::reason(&status).is_some_and(|code| code != refusal::NOT_LEADER) => {
+                // The cluster does not want this node or its disk as they are: a person has to look.
+                pause = REPORT_EVERY;
+                if told != status.message() {
+                    tracing::error!(reason = status.message(), "the cluster refuses this node");
+                    told = status.message().to_owned();
+                }
             }
             Err(status) => {
                 pause = REGISTER_EVERY;
@@ -225,6 +246,7 @@ async fn register_once(services: &Services, request: &v1::RegisterRequest) -> Re
     };
     let mut addresses: Vec<String> = refusal::leader(&last).into_iter().map(|hint| hint.api_address).collect();
     addresses.extend(services.addresses().await.into_values().map(|address| address.api));
+    addresses.extend(services.config.join.iter().flat_map(|join| join.seeds.clone()));
     for address in addresses {
         let result = async {
             let mut client = ClusterClient::new(services.peer(&address).await?);

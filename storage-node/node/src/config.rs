@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use holdfast_id::ClusterId;
 use holdfast_transport::PeerRole;
 use holdfast_transport::pki::{Identity, PkiError, Roots};
 
@@ -25,11 +26,21 @@ pub struct Config {
     pub api: SocketAddr,
     /// A folder with `ca.pem`, `<name>.pem` and `<name>.key`.
     pub pki: PathBuf,
+    /// An empty disk is formatted for this cluster and joins it without being asked; another cluster's is refused.
+    pub join: Option<Join>,
     /// A folder for a Unix socket by which agents of this machine connect: named after the node, without TLS, for
     /// processes of this user and root.
     pub sockets: Option<PathBuf>,
     /// Faults the device is to have, in the store's fault language.
     pub device_fault: Option<String>,
+}
+
+/// The cluster a node belongs to, and where it asks first.
+#[derive(Clone, Debug)]
+pub struct Join {
+    pub cluster: ClusterId,
+    /// Control APIs of other nodes, `host:port`.
+    pub seeds: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

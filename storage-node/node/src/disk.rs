@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -45,7 +46,11 @@ impl Disk {
         let state = match Store::probe(&*device) {
             Ok(None) => DiskState::Empty,
             Ok(Some(superblock)) => DiskState::Formatted(superblock),
-            Err(OpenError::Foreign) => DiskState::Foreign(OpenError::Foreign.to_string()),
+            Err(OpenError::Foreign) => {
+                let device = path.display();
+                tracing::error!(%device, "the disk holds something that is not Holdfast's: the node serves nothing");
+                DiskState::Foreign(OpenError::Foreign.to_string())
+            }
             Err(error) => return Err(error).with_context(|| format!("the disk {}", path.display())),
         };
         Ok(Disk { device, driver, state })
@@ -60,7 +65,10 @@ impl Disk {
     }
 
     pub(crate) fn format(&mut self, cluster: ClusterId, node: NodeId, disk: DiskId) -> Result<()> {
-        let superblock = Store::format(&*self.device, &FormatOptions::new(cluster, node, disk))?;
+        // Seconds of the wall clock: above whatever a former disk of this node has counted up to, one a start.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).context("the clock is before 1970")?;
+        let options = FormatOptions { boot_epoch: now.as_secs(), ..FormatOptions::new(cluster, node, disk) };
+        let superblock = Store::format(&*self.device, &options)?;
         self.state = DiskState::Formatted(superblock);
         Ok(())
     }

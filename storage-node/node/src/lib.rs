@@ -10,7 +10,7 @@ mod peers;
 mod resolver;
 mod rim;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Join};
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;

@@ -56,6 +56,8 @@ impl Peer {
 
 pub(crate) struct Peers {
     node: NodeId,
+    /// This node's own address.
+    listen: String,
     book: AddressBook,
     peers: BTreeMap<NodeId, Peer>,
     resolver: Resolver,
@@ -63,9 +65,9 @@ pub(crate) struct Peers {
 
 impl Peers {
     /// `wake` ends the wait of the thread that calls `connect_due`.
-    pub(crate) fn open(dir: &Path, node: NodeId, wake: Arc<dyn Fn() + Send + Sync>) -> Result<Peers> {
+    pub(crate) fn open(dir: &Path, node: NodeId, listen: String, wake: Arc<dyn Fn() + Send + Sync>) -> Result<Peers> {
         let book = AddressBook::open(dir)?;
-        let mut peers = Peers { node, peers: BTreeMap::new(), book, resolver: Resolver::new(lookup, wake) };
+        let mut peers = Peers { node, listen, peers: BTreeMap::new(), book, resolver: Resolver::new(lookup, wake) };
         peers.refresh();
         Ok(peers)
     }
@@ -84,6 +86,14 @@ impl Peers {
                 peer.address.clone_from(&address.peer);
                 peer.retry_at = Timestamp::ZERO;
             }
+        }
+    }
+
+    /// Where nodes and attached machines reach it.
+    pub(crate) fn address(&self, node: NodeId) -> Option<String> {
+        match self.peers.get(&node) {
+            Some(peer) => Some(peer.address.clone()),
+            None => (node == self.node).then(|| self.listen.clone()),
         }
     }
 

@@ -17,7 +17,7 @@ use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::wire::Encoded;
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
-use holdfast_shard::{ClientId, Effects, Event, Shard, ShardOptions};
+use holdfast_shard::{ClientId, Effects, Event, ReplicaNodes, Shard, ShardOptions};
 use holdfast_transport::{
     Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent, Versions,
 };
@@ -120,6 +120,15 @@ impl Rim {
                 config.pki.display(),
             );
         }
+        if let (DiskState::Formatted(superblock), Some(join)) = (disk.view().state, &config.join) {
+            ensure!(
+                superblock.cluster == join.cluster,
+                "the disk {} belongs to cluster {}, the node is to join {}: give it its own disk, or an empty one",
+                config.device.display(),
+                superblock.cluster,
+                join.cluster,
+            );
+        }
         poll.registry().register(&mut SourceFd(&disk.fd()), DISK, Interest::READABLE).context("watch the disk")?;
         let (config, own_waker) = (Arc::clone(config), Arc::clone(&waker));
         let mut rim = Rim { poll, waker: own_waker, config, calls, disk, live: None, node, stop_at: None };
@@ -132,7 +141,7 @@ impl Rim {
         // First what may be refused without a trace: opening the disk writes to it.
         let listen = self.config.listen;
         let listener = crate::bind(listen)?;
-        let options = ShardOptions::new(u64::from_le_bytes(random_bytes()?));
+        let options = ShardOptions::new(u128::from_le_bytes(random_bytes()?));
         let Some(shard) = self.disk.open_shard(options, clock::now())? else { return Ok(()) };
         let (identity, roots) = self.config.credentials()?;
         let superblock = shard.superblock();
@@ -153,7 +162,7 @@ impl Rim {
         let waker = Arc::clone(&self.waker);
         // A wake-up that fails leaves the answer to the next one: heartbeats come every 100 ms.
         let wake = Arc::new(move || drop(waker.wake()));
-        let peers = Peers::open(&self.config.dir, self.node, wake)?;
+        let peers = Peers::open(&self.config.dir, self.node, listen.to_string(), wake)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         let damaged = shard.report().log_damage.groups;
         if damaged > 0 {
@@ -382,6 +391,14 @@ impl Live {
         }
         for (client, reply) in effects.clients {
             self.reply(client, &reply);
+        }
+        for (client, ReplicaNodes { volume, term, nodes }) in effects.replicas {
+            // One whose address is not known yet is told of with the next change, or by the leader's successor.
+            let found = nodes.into_iter().filter_map(|node| Some((node, self.peers.address(node)?)));
+            let replicas: Vec<(NodeId, String)> = found.collect();
+            if !replicas.is_empty() {
+                self.reply(client, &Reply::Replicas { volume, term, replicas });
+            }
         }
         for (token, reply) in effects.admin {
             if let Some(answer) = self.waiting.remove(&token) {

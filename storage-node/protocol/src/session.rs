@@ -124,6 +124,14 @@ pub enum Reply {
         volume: VolumeId,
         term: Term,
     },
+    /// Where the volume's replicas are, told by its leader, unasked, whenever that may be news: at first contact, when it
+    /// begins to serve, and when members come or go. A higher or equal term replaces what was known.
+    Replicas {
+        volume: VolumeId,
+        term: Term,
+        /// Node and `host:port`, 1 to 32.
+        replicas: Vec<(NodeId, String)>,
+    },
     /// `seen` is the (term, index) at which the result holds. Replies with a lower term than the client has seen are dropped.
     Io {
         volume: VolumeId,

@@ -136,6 +136,7 @@ fn put_members(out: &mut BytesMut, members: &[Member]) {
     out.put_u32_le(members.len() as u32);
     for member in members {
         out.put_slice(&member.replica.to_bytes());
+        out.put_slice(&member.node.to_bytes());
         out.put_u8(match member.role {
             Role::Voter => 0,
             Role::Learner => 1,
@@ -148,14 +149,14 @@ fn members(reader: &mut Reader<'_>) -> Result<Vec<Member>, DecodeError> {
     let count = reader.count(MEMBERS_MAX)?;
     let mut members = Vec::with_capacity(count);
     for _ in 0..count {
-        let replica = reader.replica()?;
+        let (replica, node) = (reader.replica()?, reader.node()?);
         let role = match reader.u8()? {
             0 => Role::Voter,
             1 => Role::Learner,
             2 => Role::Witness,
             found => return Err(DecodeError::Kind { what: "role", found }),
         };
-        members.push(Member { replica, role });
+        members.push(Member { replica, node, role });
     }
     Ok(members)
 }
@@ -250,27 +251,21 @@ pub(crate) fn decode_position(bytes: &[u8]) -> Result<Position, DecodeError> {
     Ok(position)
 }
 
-/// Where each replica of the group lives; travels with the group so that its data path needs no catalogue.
+/// Where each replica of the group lives.
 pub type Directory = std::collections::BTreeMap<ReplicaId, NodeId>;
 
-/// The opaque state of a checkpoint: who takes part, where they live, and the state machine's own bytes.
+/// The opaque state of a checkpoint: who takes part and where they live, and the state machine's own bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     pub configuration: Configuration,
-    pub directory: Directory,
     pub machine: Bytes,
 }
 
 impl Snapshot {
     pub(crate) fn encode(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(64 + self.directory.len() * 2 * ID_BYTES + self.machine.len());
+        let mut out = BytesMut::with_capacity(256 + self.machine.len());
         out.put_u8(VERSION);
         put_configuration(&mut out, &self.configuration);
-        out.put_u32_le(self.directory.len() as u32);
-        for (replica, node) in &self.directory {
-            out.put_slice(&replica.to_bytes());
-            out.put_slice(&node.to_bytes());
-        }
         out.put_slice(&self.machine);
         out.freeze()
     }
@@ -279,13 +274,8 @@ impl Snapshot {
         let mut reader = Reader::new("group state", bytes);
         reader.version()?;
         let configuration = configuration(&mut reader)?;
-        let mut directory = Directory::new();
-        for _ in 0..reader.count(MEMBERS_MAX)? {
-            let replica = reader.replica()?;
-            directory.insert(replica, reader.node()?);
-        }
         let machine = bytes.slice_ref(reader.rest());
-        Ok(Snapshot { configuration, directory, machine })
+        Ok(Snapshot { configuration, machine })
     }
 }
 
@@ -297,11 +287,34 @@ mod tests {
         ReplicaId::from_bytes([n; 16]).expect("not zero")
     }
 
+    fn node(n: u8) -> NodeId {
+        NodeId::from_bytes([n; 16]).expect("not zero")
+    }
+
+    /// As drawn in `docs/formats/replica.md`; kept for ever.
+    #[test]
+    fn a_configuration_is_these_bytes() {
+        let configuration = Configuration {
+            members: vec![
+                Member { replica: replica(1), node: node(9), role: Role::Voter },
+                Member { replica: replica(2), node: node(8), role: Role::Learner },
+            ],
+            outgoing: vec![Member { replica: replica(1), node: node(9), role: Role::Voter }],
+            min_data: 1,
+        };
+        let mut out = BytesMut::new();
+        put_configuration(&mut out, &configuration);
+        let voter = [&[1; 16][..], &[9; 16], &[0]].concat();
+        let learner = [&[2; 16][..], &[8; 16], &[1]].concat();
+        let expected = [&[1, 2, 0, 0, 0][..], &voter, &learner, &[1, 0, 0, 0], &voter].concat();
+        assert_eq!(out, expected);
+    }
+
     #[test]
     fn entries_round_trip_and_every_truncation_is_an_error() {
         let configuration = Configuration {
-            members: vec![Member { replica: replica(1), role: Role::Voter }],
-            outgoing: vec![Member { replica: replica(2), role: Role::Learner }],
+            members: vec![Member { replica: replica(1), node: node(8), role: Role::Voter }],
+            outgoing: vec![Member { replica: replica(2), node: node(9), role: Role::Learner }],
             min_data: 1,
         };
         let command = LogCommand { header: Bytes::from_static(b"head"), payload: Bytes::from_static(b"data") };
@@ -331,7 +344,6 @@ mod tests {
         }
         let snapshot = Snapshot {
             configuration: Configuration { members: vec![], outgoing: vec![], min_data: 1 },
-            directory: [(replica(1), NodeId::from_bytes([9; 16]).expect("not zero"))].into(),
             machine: Bytes::from_static(b"machine"),
         };
         assert_eq!(Snapshot::decode(&snapshot.encode()), Ok(snapshot));

@@ -7,10 +7,12 @@
 
 #![forbid(unsafe_code)]
 
+mod change;
 pub mod codec;
 pub mod rebuild;
 pub mod replica;
 pub mod wire;
 
+pub use change::Change;
 pub use codec::{DecodeError, Directory, LogCommand};
 pub use replica::{Applied, Context, Output, Replica, StateMachine};

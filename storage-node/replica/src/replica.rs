@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use holdfast_consensus::liveness::pairs::Pairs;
 use holdfast_consensus::{
     Body, Configuration, Effect, Entry, HardState, Liveness, LogIndex, Message, Options, Persist, PersistSequence,
-    Position, Raft, Refusal, Restored, Shortage, Status, SupportEpoch, Term, Timestamp,
+    Position, ProgressState, Raft, Refusal, Restored, Shortage, Status, SupportEpoch, Term, Timestamp,
 };
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_planted::Bug;
@@ -27,6 +27,7 @@ use holdfast_store::group::{
 };
 use holdfast_store::store::Store;
 
+use crate::change::{self, Change};
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::{LOG_KEPT_BYTES_MAX, Permits};
@@ -36,6 +37,8 @@ pub use crate::replica::rebuilding::{Answer, Fetch, RebuildCounters};
 /// Log bytes a group keeps below its checkpoint for replicas that lag, unless the disk needs the space: a restart of a
 /// busy volume's node is bridged by it, and it bounds the memory that the log's mirror takes.
 const KEPT_BYTES_MAX: usize = 64 << 20;
+/// Replicas outside the configuration whose place is remembered: some leaders that came and went meanwhile.
+const STRANGERS_MAX: usize = 8;
 /// Applied bytes after which a checkpoint is taken though nobody asked: bounds replay at start.
 const CHECKPOINT_BYTES: usize = 32 << 20;
 
@@ -102,13 +105,13 @@ pub enum Output<O> {
         to: ReplicaId,
         message: RebuildMessage,
     },
+    /// `Replica::directory` is another than before.
+    DirectoryChanged,
     /// Ask the store; [`Replica::on_fetched`] with the number has its answer.
     Fetch {
         request: u64,
         fetch: Fetch,
     },
-    /// The state is that of another replica now, its configuration and directory too.
-    Installed,
     /// This replica can go no further and says why; it answers nothing any more.
     Stopped {
         reason: String,
@@ -158,7 +161,13 @@ pub struct Replica<S> {
     id: ReplicaId,
     raft: Raft<LogCommand>,
     machine: S,
+    /// Where the members of the configuration in force live, and the strangers.
     directory: Directory,
+    directory_of: Configuration,
+    /// Where replicas outside the configuration in force live, learned from what they sent: a leader that came in or
+    /// went out by entries that are not here wants answers, and the end of its promises kept.
+    strangers: Directory,
+    directory_changed: bool,
     applied: Position,
     /// Known to be committed and durable here; everything up to it is applied at the next `settle`.
     apply_to: LogIndex,
@@ -180,6 +189,9 @@ pub struct Replica<S> {
     reads: Vec<(LogIndex, u64)>,
     serving_when_applied: Option<Term>,
     disk_failure: Option<String>,
+    /// Leaders: a learner that has flushed this votes next. What was committed when it was last looked at, because
+    /// under load the newest commit is always a little ahead of what is known of a learner.
+    promotion_mark: Option<LogIndex>,
     stopped: bool,
     rebuilds: Rebuilds<S>,
     /// The next record begins the log anew: what the WAL may still hold of it lies behind a gap.
@@ -187,11 +199,11 @@ pub struct Replica<S> {
 }
 
 /// The state a new group starts from: the same bytes on every founding replica.
-pub fn initial_state(configuration: Configuration, directory: Directory, machine: Bytes) -> GroupState {
+pub fn initial_state(configuration: Configuration, machine: Bytes) -> GroupState {
     GroupState {
         hard_state: codec::encode_hard_state(&HardState::default(), false),
         position: codec::encode_position(Position::default()),
-        state: Snapshot { configuration, directory, machine }.encode(),
+        state: Snapshot { configuration, machine }.encode(),
     }
 }
 
@@ -263,12 +275,15 @@ impl<S: StateMachine> Replica<S> {
             now,
         );
         raft.set_installing(now, recovered.installing > 0);
-        Ok(Replica {
+        let mut replica = Replica {
             group,
             id: recovered.replica,
             raft,
             machine,
-            directory: snapshot.directory,
+            directory: Directory::new(),
+            directory_of: Configuration::default(),
+            strangers: Directory::new(),
+            directory_changed: false,
             applied: checkpoint,
             apply_to: committed,
             configuration: snapshot.configuration,
@@ -286,10 +301,13 @@ impl<S: StateMachine> Replica<S> {
             held: VecDeque::new(),
             reads: Vec::new(),
             serving_when_applied: None,
+            promotion_mark: None,
             stopped: false,
             rebuilds: Rebuilds::new(recovered.installing, now),
             restart_log,
-        })
+        };
+        replica.refresh_directory();
+        Ok(replica)
     }
 
     pub fn group(&self) -> GroupId {
@@ -336,7 +354,27 @@ impl<S: StateMachine> Replica<S> {
         if self.stopped { None } else { self.raft.deadline().into_iter().chain(self.rebuilds.deadline()).min() }
     }
 
-    pub fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, message: Message<LogCommand>) {
+    /// The configuration in force: the last one appended, committed or not.
+    pub fn configuration(&self) -> &Configuration {
+        self.raft.configuration()
+    }
+
+    /// `node` is the one that the message came from.
+    pub fn on_message(
+        &mut self,
+        context: &mut Context<'_>,
+        node: NodeId,
+        from: ReplicaId,
+        message: Message<LogCommand>,
+    ) {
+        if !self.directory.contains_key(&from) {
+            let leader = self.raft.leader();
+            if self.strangers.len() >= STRANGERS_MAX {
+                self.strangers.retain(|stranger, _| Some(*stranger) == leader);
+            }
+            self.strangers.insert(from, node);
+            self.rebuild_directory();
+        }
         self.call(context, |raft, now, view| raft.on_message(now, view, from, message));
     }
 
@@ -430,6 +468,41 @@ impl<S: StateMachine> Replica<S> {
         result
     }
 
+    /// Brings the group, which this replica must lead, a step nearer to having exactly these voters. Asked again until
+    /// it answers [`Change::Done`]; one change at a time, whoever asks.
+    ///
+    /// # Errors
+    /// This replica does not lead, or is not sure to.
+    pub fn change_configuration(&mut self, context: &mut Context<'_>, voters: &Directory) -> Result<Change, Refusal> {
+        if self.stopped || !self.raft.is_leader() {
+            return Err(Refusal::NotLeader { leader: self.raft.leader() });
+        }
+        if !self.raft.is_configuration_settled() {
+            return Ok(Change::UnderWay);
+        }
+        let status = self.raft.status();
+        let mark = self.promotion_mark.unwrap_or(status.committed);
+        let behind = |learner: ReplicaId| {
+            let peer = status.peers.iter().find(|peer| peer.replica == learner);
+            let follows = peer.filter(|peer| peer.reachable && peer.state == ProgressState::Replicate);
+            let missing = status.committed.0.saturating_sub(peer.map_or(0, |peer| peer.flushed.0));
+            if follows.is_some_and(|peer| peer.flushed >= mark) { 0 } else { missing.max(1) }
+        };
+        match change::next_step(self.raft.configuration(), voters, behind) {
+            change::Step::Nothing => Ok(Change::Done),
+            change::Step::Wait { replica, behind } => {
+                self.promotion_mark = Some(status.committed);
+                Ok(Change::CatchingUp { replica, behind })
+            }
+            change::Step::Propose(configuration) => {
+                self.promotion_mark = None;
+                let mut result = Ok(LogIndex(0));
+                self.call(context, |raft, now, view| result = raft.propose_configuration(now, view, configuration));
+                result.map(|_| Change::UnderWay)
+            }
+        }
+    }
+
     /// The disk hangs, or the process ends: hands the leadership, if it is here, to the reachable peer that has the most.
     /// Repeating is harmless.
     pub fn yield_leadership(&mut self, context: &mut Context<'_>) {
@@ -456,7 +529,28 @@ impl<S: StateMachine> Replica<S> {
         if !self.stopped {
             let mut view = View { pairs: context.pairs, directory: &self.directory };
             call(&mut self.raft, context.now, &mut view);
+            self.refresh_directory();
         }
+    }
+
+    /// After whatever may have changed the configuration in force.
+    fn refresh_directory(&mut self) {
+        if *self.raft.configuration() != self.directory_of {
+            self.directory_of.clone_from(self.raft.configuration());
+            self.rebuild_directory();
+        }
+    }
+
+    fn rebuild_directory(&mut self) {
+        let configuration = &self.directory_of;
+        // A leader that goes out leads on until that is committed: it is owed answers, and the promises made to it.
+        let leader = self.raft.leader().and_then(|leader| Some((leader, *self.directory.get(&leader)?)));
+        self.strangers.extend(leader);
+        self.strangers.retain(|stranger, _| !configuration.is_member(*stranger));
+        let members = configuration.members.iter().chain(&configuration.outgoing);
+        self.directory = members.map(|member| (member.replica, member.node)).collect();
+        self.directory.extend(self.strangers.iter().map(|(replica, node)| (*replica, *node)));
+        self.directory_changed = true;
     }
 
     /// Carries out what the calls since the last one asked for. Called once per batch of events, so that what came
@@ -475,6 +569,9 @@ impl<S: StateMachine> Replica<S> {
             self.carry_out(context, effect, outputs);
         }
         self.release_held(outputs);
+        if std::mem::take(&mut self.directory_changed) {
+            outputs.push(Output::DirectoryChanged);
+        }
         if let Some(reason) = self.disk_failure.take() {
             return self.stop(reason, outputs);
         }
@@ -633,11 +730,7 @@ impl<S: StateMachine> Replica<S> {
         if self.checkpoint_running || self.stopped {
             return;
         }
-        let snapshot = Snapshot {
-            configuration: self.configuration.clone(),
-            directory: self.directory.clone(),
-            machine: self.machine.encode_state(),
-        };
+        let snapshot = Snapshot { configuration: self.configuration.clone(), machine: self.machine.encode_state() };
         let snapshot = snapshot.encode();
         let state = GroupState {
             hard_state: codec::encode_hard_state(&self.hard_state, !self.raft.may_vote()),

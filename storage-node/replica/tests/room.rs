@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::{PairOptions, Pairs};
 use holdfast_consensus::{Configuration, LogIndex, Member, Options, Refusal, Role, Timestamp};
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
-use holdfast_replica::codec::{Directory, LogCommand};
+use holdfast_replica::codec::LogCommand;
 use holdfast_replica::rebuild::Permits;
 use holdfast_replica::replica::{Applied, Context, Output, Replica, StateMachine, initial_state};
 use holdfast_store::device::memory::MemoryDevice;
@@ -82,10 +82,9 @@ impl Single {
         Store::format(&device, &options).unwrap();
         let (store, _) = Store::open(&device).unwrap();
         let (group, own) = (GroupId::first(id(VolumeId::from_bytes)), id(ReplicaId::from_bytes));
-        let members = vec![Member { replica: own, role: Role::Voter }];
+        let members = vec![Member { replica: own, node: id(NodeId::from_bytes), role: Role::Voter }];
         let configuration = Configuration { members, outgoing: Vec::new(), min_data: 1 };
-        let directory = Directory::from([(own, id(NodeId::from_bytes))]);
-        let state = initial_state(configuration, directory, Bytes::new());
+        let state = initial_state(configuration, Bytes::new());
         let recovered = RecoveredGroup {
             group,
             replica: own,

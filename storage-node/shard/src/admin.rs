@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use holdfast_consensus::{LogIndex, Standing, Term};
+use holdfast_consensus::{LogIndex, Member, Standing, Term};
 use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{FoundError, Founder};
 use holdfast_metadata::command::Command;
@@ -106,6 +106,11 @@ pub struct ReplicaReport {
     /// It is being rebuilt, and applies nothing meanwhile.
     pub rebuilding: bool,
     pub voters: usize,
+    /// False for a learner, and for one that is no member any more.
+    pub votes: bool,
+    /// The configuration in force; while it changes, both sides of it.
+    pub members: Vec<Member>,
+    pub outgoing: Vec<Member>,
     /// As this replica knows them if it leads: replica, flushed, reachable.
     pub peers: Vec<(ReplicaId, LogIndex, bool)>,
     /// Why it serves no more.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::Pairs;
-use holdfast_consensus::{Message, Timestamp};
-use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_consensus::{Message, Term, Timestamp};
+use holdfast_id::{GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::intent::Intent;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Reply;
@@ -72,12 +72,22 @@ pub struct NodeAddress {
     pub api: String,
 }
 
+/// The nodes of a volume's replicas, as its leader knows them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaNodes {
+    pub volume: VolumeId,
+    pub term: Term,
+    pub nodes: Vec<NodeId>,
+}
+
 /// What the rim carries out after a step, in this order of lists; within a list in order.
 #[derive(Debug, Default)]
 pub struct Effects {
     pub device: Vec<DeviceOp>,
     pub peers: Vec<(NodeId, PeerMessage)>,
     pub clients: Vec<(ClientId, Reply)>,
+    /// Where a volume's replicas are; the rim adds the addresses and sends `Reply::Replicas`.
+    pub replicas: Vec<(ClientId, ReplicaNodes)>,
     pub admin: Vec<(u64, AdminReply)>,
     /// Where other nodes are to be reached, as far as it changed; the rim keeps them over restarts.
     pub addresses: Vec<NodeAddress>,
@@ -98,12 +108,16 @@ pub(crate) struct Core {
     pub(crate) touched: BTreeSet<GroupId>,
     /// Resizes that volumes have applied, or lost with their leadership, by the metadata plane's token.
     pub(crate) resized: Vec<(u64, Result<(), NotLeader>)>,
+    /// A group has other members than before: whom this node exchanges heartbeats with may have changed.
+    pub(crate) members_changed: bool,
+    /// The next identifier that this node mints; counted from the random seed, so no other node or life mints it.
+    next_identifier: u128,
+    /// Elections won here while the members of the group were changing.
+    pub(crate) elected_in_joint_change: u64,
     /// What the metadata leader here wants of this node itself.
     pub(crate) own_intents: Vec<Intent>,
     /// Groups whose deadline is to be asked for at the end of the step.
     pub(crate) due: BTreeSet<GroupId>,
-    /// A group has another's configuration and directory now.
-    pub(crate) installed: bool,
     pub(crate) connected: BTreeSet<NodeId>,
     /// Nodes that share a group with this one: heartbeats go to them.
     pub(crate) watched: BTreeSet<NodeId>,
@@ -116,7 +130,7 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    pub(crate) fn new(now: Timestamp, store: Store, pairs: Pairs) -> Core {
+    pub(crate) fn new(now: Timestamp, store: Store, pairs: Pairs, seed: u128) -> Core {
         let node = store.superblock().node;
         Core {
             node,
@@ -128,9 +142,11 @@ impl Core {
             reads: BTreeMap::new(),
             touched: BTreeSet::new(),
             resized: Vec::new(),
+            next_identifier: seed,
+            elected_in_joint_change: 0,
+            members_changed: false,
             own_intents: Vec::new(),
             due: BTreeSet::new(),
-            installed: false,
             connected: BTreeSet::new(),
             watched: BTreeSet::new(),
             operations: 0,
@@ -178,6 +194,15 @@ impl Core {
     /// Peers must not wait for a leader whose disk hangs, though the rest of it is well.
     pub(crate) fn disk_stalled(&self) -> bool {
         self.operations > 0 && self.now.since(self.progress_at) >= DISK_STALLED_AFTER
+    }
+
+    pub(crate) fn next_replica(&mut self) -> ReplicaId {
+        loop {
+            self.next_identifier = self.next_identifier.wrapping_add(1);
+            if let Some(replica) = ReplicaId::from_bytes(self.next_identifier.to_be_bytes()) {
+                return replica;
+            }
+        }
     }
 
     /// Somebody uses the disk.

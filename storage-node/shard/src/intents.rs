@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use holdfast_block::Geometry;
-use holdfast_consensus::{Configuration, Member, Role};
+use holdfast_consensus::{Configuration, Member, Refusal, Role};
 use holdfast_id::{GroupId, NodeId, ReplicaId};
 use holdfast_metadata::catalogue::Obstacle;
 use holdfast_metadata::intent::{
-    Action, Control, CreateReplica, DeleteReplica, Intent, IntentReply, IntentResult, ResizeGroup,
+    Action, ChangeMembers, Control, CreateMetadataReplica, CreateReplica, DeleteReplica, Intent, IntentReply,
+    IntentResult, ResizeGroup,
 };
 use holdfast_metadata::{Catalogue, catalogue};
+use holdfast_replica::Change;
 use holdfast_replica::replica::initial_state;
 use holdfast_store::group::{GroupState, RecoveredGroup, StoreError};
 use holdfast_volume::{Name, Volume, VolumeSpec};
@@ -91,6 +93,8 @@ impl Shard {
             Action::CreateReplica(create) => self.on_create(from, intent, create),
             Action::DeleteReplica(delete) => self.on_delete(from, intent, &delete),
             Action::ResizeGroup(resize) => self.on_resize(from, intent, &resize),
+            Action::CreateMetadataReplica(create) => self.on_create_metadata(from, intent, &create),
+            Action::ChangeMembers(change) => self.on_change_members(from, intent, &change),
         }
     }
 
@@ -119,9 +123,70 @@ impl Shard {
         }
     }
 
+    fn on_create_metadata(&mut self, from: NodeId, intent: Intent, create: &CreateMetadataReplica) {
+        let superblock = self.core.store.superblock();
+        let (disk, cluster) = (superblock.disk, superblock.cluster);
+        if create.disk != disk || create.group != GroupId::metadata(cluster) {
+            return self.answer(from, &intent, IntentResult::Refused(Obstacle::DiskUnknown));
+        }
+        if let Some(metadata) = &self.metadata {
+            let same = metadata.replica.id() == create.replica;
+            let result = if same { IntentResult::Done } else { IntentResult::Refused(Obstacle::Conflict) };
+            return self.answer(from, &intent, result);
+        }
+        if self.orders.creating.contains_key(&create.group) {
+            return; // Answered when it is on the disk.
+        }
+        let Ok(catalogue) = Catalogue::found(cluster, &create.founding) else {
+            return self.answer(from, &intent, IntentResult::Refused(Obstacle::Internal));
+        };
+        let state = first_state(&create.members, Bytes::from(catalogue.encode_state()));
+        match self.core.store.create_group(create.group, create.replica, state.clone()) {
+            Ok(()) => {
+                let creation = Creation { replica: create.replica, state, asker: Asker::Intent { from, intent } };
+                self.orders.creating.insert(create.group, creation);
+            }
+            Err(error) => self.answer(from, &intent, IntentResult::Refused(obstacle(&error))),
+        }
+    }
+
+    /// Only who leads the group can bring it further; it answers how far it is.
+    fn on_change_members(&mut self, from: NodeId, intent: Intent, change: &ChangeMembers) {
+        let voters = change.voters.iter().copied().collect();
+        let context = &mut self.core.context();
+        let changed = if let Some(volume) = self.volumes.get_mut(&change.group) {
+            volume.replica.change_configuration(context, &voters)
+        } else if let Some(metadata) = self.metadata.as_mut().filter(|metadata| metadata.group() == change.group) {
+            metadata.replica.change_configuration(context, &voters)
+        } else {
+            return self.answer(from, &intent, IntentResult::NotLeader);
+        };
+        self.core.touched.insert(change.group);
+        let result = match changed {
+            Ok(Change::Done) => IntentResult::Done,
+            Ok(Change::UnderWay) => IntentResult::UnderWay { behind: 0 },
+            Ok(Change::CatchingUp { behind, .. }) => IntentResult::UnderWay { behind },
+            Err(Refusal::NotLeader { .. } | Refusal::Transferring | Refusal::UnfitTarget) => IntentResult::NotLeader,
+            Err(Refusal::NoLease | Refusal::Busy | Refusal::NoRoom | Refusal::ConfigurationPending) => {
+                IntentResult::UnderWay { behind: 0 }
+            }
+            Err(Refusal::Configuration(_)) => IntentResult::Refused(Obstacle::Internal),
+        };
+        self.answer(from, &intent, result);
+    }
+
     fn on_delete(&mut self, from: NodeId, intent: Intent, delete: &DeleteReplica) {
-        match self.volumes.get(&delete.group) {
-            Some(volume) if volume.replica.id() == delete.replica => {}
+        if delete.disk != self.core.store.superblock().disk {
+            // The disk that has it is not here; it may come back.
+            return self.answer(from, &intent, IntentResult::Refused(Obstacle::DiskUnknown));
+        }
+        let here = match self.volumes.get(&delete.group) {
+            Some(volume) => Some(volume.replica.id()),
+            None => self.metadata.as_ref().filter(|m| m.group() == delete.group).map(|m| m.replica.id()),
+        };
+        match here {
+            Some(replica) if replica == delete.replica => {}
+            None if self.damaged.contains_key(&delete.group) => {}
             _ if self.orders.deleting.contains_key(&(delete.group, delete.replica)) => return,
             _ if self.orders.creating.contains_key(&delete.group) => return, // Asked again once it is there.
             _ => return self.answer(from, &intent, IntentResult::Done),
@@ -130,7 +195,10 @@ impl Shard {
             Ok(()) => {
                 if let Some(mut volume) = self.volumes.remove(&delete.group) {
                     volume.on_deleted(&mut self.core);
+                } else if let Some(mut metadata) = self.metadata.take_if(|m| m.group() == delete.group) {
+                    metadata.on_deleted(&mut self.core);
                 }
+                self.damaged.remove(&delete.group);
                 self.core.permits.forget(delete.group);
                 self.core.due.insert(delete.group);
                 self.orders.deleting.insert((delete.group, delete.replica), Asker::Intent { from, intent });
@@ -138,6 +206,7 @@ impl Shard {
             }
             // A checkpoint is under way: asked again in a second.
             Err(StoreError::Busy) => {}
+            Err(StoreError::UnknownGroup) => self.answer(from, &intent, IntentResult::Done),
             Err(error) => self.answer(from, &intent, IntentResult::Refused(obstacle(&error))),
         }
     }
@@ -169,7 +238,8 @@ impl Shard {
             Ok(catalogue) => catalogue,
             Err(error) => return self.fail(token, AdminError::Founders(error)),
         };
-        let members: Vec<(ReplicaId, NodeId)> = catalogue.founders().iter().map(|(r, n)| (*r, *n)).collect();
+        let members: Vec<(ReplicaId, NodeId)> =
+            catalogue.metadata().members.iter().map(|place| (place.replica, place.node)).collect();
         let state = first_state(&members, Bytes::from(catalogue.encode_state()));
         match self.core.store.create_group(group, own.replica, state.clone()) {
             Ok(()) => {
@@ -235,11 +305,13 @@ fn new_volume(create: &CreateReplica) -> Option<Bytes> {
     Some(Volume::new(VolumeSpec { id: create.group.volume, name, geometry }).encode_state())
 }
 
-/// What every founding replica of a group starts from; `members` are sorted by replica.
+/// What every replica of a group starts from; `members` are sorted by replica. One that is not among them may not vote
+/// until the log, or a rebuild, has told it that it is.
 fn first_state(members: &[(ReplicaId, NodeId)], machine: Bytes) -> GroupState {
-    let voters = members.iter().map(|(replica, _)| Member { replica: *replica, role: Role::Voter }).collect();
+    let voter = |(replica, node): &(ReplicaId, NodeId)| Member { replica: *replica, node: *node, role: Role::Voter };
+    let voters = members.iter().map(voter).collect();
     let configuration = Configuration { members: voters, outgoing: Vec::new(), min_data: 1 };
-    initial_state(configuration, members.iter().copied().collect(), machine)
+    initial_state(configuration, machine)
 }
 
 fn obstacle(error: &StoreError) -> Obstacle {

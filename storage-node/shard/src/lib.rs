@@ -22,6 +22,6 @@ pub use admin::{
     AdminError, AdminReply, AdminRequest, LastRepair, LogDamageReport, NewVolume, RepairReport, ReplicaReport,
     ScrubReport, ShardReport, VolumeReport,
 };
-pub use core::{ClientId, Effects, NodeAddress};
+pub use core::{ClientId, Effects, NodeAddress, ReplicaNodes};
 pub use scrub::ScrubOptions;
 pub use shard::{Event, Shard, ShardError, ShardOptions};

@@ -8,7 +8,7 @@ use holdfast_consensus::{LogIndex, Options as RaftOptions, Position, Refusal, Te
 use holdfast_id::{GroupId, NodeId};
 use holdfast_metadata::command::{Command, CreateVolume};
 use holdfast_metadata::intent::{Action, Control, Intent, IntentReply};
-use holdfast_metadata::{Catalogue, Outcome, executor, planner};
+use holdfast_metadata::{Catalogue, Outcome, executor, planner, upkeep};
 use holdfast_replica::replica::RestoreError;
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::RecoveredGroup;
@@ -24,6 +24,8 @@ enum Proposal {
     Admin(u64),
     /// Records what a node answered; nobody waits.
     Answer,
+    /// What is due by itself; the next is looked for when this one is done.
+    Upkeep,
 }
 
 /// What waits for the right to read.
@@ -48,6 +50,7 @@ pub(crate) struct MetadataGroup {
     look: bool,
     looking: bool,
     retry_at: Option<Timestamp>,
+    keeping_up: bool,
     stopped: Option<String>,
     /// Node addresses as last passed on to the rim.
     addresses: Vec<NodeAddress>,
@@ -70,6 +73,7 @@ impl MetadataGroup {
             look: true,
             looking: false,
             retry_at: None,
+            keeping_up: false,
             stopped: None,
             addresses: Vec::new(),
         })
@@ -118,6 +122,11 @@ impl MetadataGroup {
         }
     }
 
+    /// This replica is not wanted any more and its data goes.
+    pub(crate) fn on_deleted(&mut self, core: &mut Core) {
+        self.stop_serving(core);
+    }
+
     /// A node has answered an intent.
     pub(crate) fn on_reply(&mut self, core: &mut Core, from: NodeId, reply: &IntentReply) {
         self.sent.remove(&key(from, &reply.action));
@@ -141,6 +150,11 @@ impl MetadataGroup {
             (Err(_), Proposal::Admin(token)) => self.refuse(core, token),
             // The node is asked again, and answers again.
             (Err(_), Proposal::Answer) => {}
+            // Looked for again when the intents are.
+            (Err(_), Proposal::Upkeep) => {
+                self.keeping_up = false;
+                self.note_retry(core.now + INTENT_AGAIN_AFTER);
+            }
         }
     }
 
@@ -173,6 +187,7 @@ impl MetadataGroup {
             Some(Read::Intents) => {
                 self.looking = false;
                 self.send_due(core);
+                self.keep_up(core);
             }
             None => {}
         }
@@ -222,14 +237,16 @@ impl MetadataGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, outcome),
-            Output::BecameLeader(_) => {}
+            Output::BecameLeader(_) => {
+                core.elected_in_joint_change += u64::from(self.replica.configuration().is_joint());
+            }
+            Output::DirectoryChanged => core.members_changed = true,
             Output::SendRebuild { to, message } => {
                 if let Some(node) = self.replica.node_of(to) {
                     core.send_rebuild(node, self.group(), self.replica.id(), to, &message);
                 }
             }
             Output::Fetch { request, fetch } => core.fetch(self.group(), request, fetch),
-            Output::Installed => core.installed = true,
             Output::Serving(_) => {
                 self.serving = true;
                 self.look = true;
@@ -248,6 +265,7 @@ impl MetadataGroup {
     fn on_applied(&mut self, core: &mut Core, position: Position, outcome: Outcome) {
         self.look = true;
         match self.proposals.remove(&position.index) {
+            Some((_, Proposal::Upkeep)) => self.keeping_up = false,
             Some((term, Proposal::Admin(token))) if term == position.term => {
                 core.effects.admin.push((token, AdminReply::Changed(outcome)));
             }
@@ -258,6 +276,7 @@ impl MetadataGroup {
     fn stop_serving(&mut self, core: &mut Core) {
         self.serving = false;
         self.looking = false;
+        self.keeping_up = false;
         self.retry_at = None;
         for (_, proposal) in std::mem::take(&mut self.proposals).into_values() {
             if let Proposal::Admin(token) = proposal {
@@ -293,6 +312,17 @@ impl MetadataGroup {
             } else {
                 self.note_retry(again_at);
             }
+        }
+    }
+
+    /// Moves what is to be moved; one command after the other.
+    fn keep_up(&mut self, core: &mut Core) {
+        if self.keeping_up || !self.serving {
+            return;
+        }
+        if let Some(command) = upkeep::next(self.catalogue(), core.next_replica()) {
+            self.keeping_up = true;
+            self.propose(core, &command, Proposal::Upkeep);
         }
     }
 
@@ -333,6 +363,8 @@ fn key(node: NodeId, action: &Action) -> (NodeId, Vec<u8>) {
         Action::CreateReplica(create) => (0, create.group, Some(create.replica)),
         Action::DeleteReplica(delete) => (1, delete.group, Some(delete.replica)),
         Action::ResizeGroup(resize) => (2, resize.group, None),
+        Action::CreateMetadataReplica(create) => (3, create.group, Some(create.replica)),
+        Action::ChangeMembers(change) => (4, change.group, None),
     };
     let mut bytes = vec![tag];
     bytes.extend(group.to_bytes());

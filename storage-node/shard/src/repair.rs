@@ -261,7 +261,7 @@ impl Shard {
         match result {
             Mending::Mended { missing: 0, .. } => {
                 self.repairs.lost.remove(&slot);
-                return self.end(slot);
+                self.end(slot);
             }
             Mending::Mended { .. } => {
                 ask.heard.insert(of);

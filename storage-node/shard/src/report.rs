@@ -1,7 +1,7 @@
 //! What a shard tells of itself to people and programs.
 
 use bytes::Bytes;
-use holdfast_consensus::{LogIndex, ProgressState};
+use holdfast_consensus::{Configuration, LogIndex, ProgressState, Role};
 use holdfast_id::{GroupId, ReplicaId};
 use holdfast_replica::replica::RebuildCounters;
 use holdfast_replica::{Replica, StateMachine};
@@ -56,6 +56,19 @@ impl Shard {
             Some(volume) => Some(of(&volume.replica)),
             None => self.metadata.as_ref().filter(|metadata| metadata.group() == group).map(|m| of(&m.replica)),
         }
+    }
+
+    /// Whether a group that this node leads is in the middle of a change of its members.
+    pub fn leads_joint_change(&self) -> bool {
+        let volumes = self.volumes.values();
+        let mut volumes = volumes.filter(|group| group.serving()).map(|group| group.replica.configuration());
+        let metadata = self.metadata.as_ref().filter(|group| group.serving());
+        volumes.any(Configuration::is_joint) || metadata.is_some_and(|group| group.replica.configuration().is_joint())
+    }
+
+    /// Elections won here in the middle of such a change, since the start.
+    pub fn elected_in_joint_change(&self) -> u64 {
+        self.core.elected_in_joint_change
     }
 
     /// What this node itself knows, without asking anybody.
@@ -114,10 +127,17 @@ fn replica<S: StateMachine>(replica: &Replica<S>, serving: bool, stopped: Option
         committed: status.committed,
         applied: replica.applied().index,
         checkpointed: replica.checkpointed(),
-        may_vote: status.may_vote,
         rebuilding: replica.installing(),
-        voters: replica.directory().len(),
+        voters: voters(replica),
+        votes: replica.configuration().is_voter(replica.id()),
+        members: replica.configuration().members.clone(),
+        outgoing: replica.configuration().outgoing.clone(),
+        may_vote: status.may_vote,
         peers: status.peers.iter().map(|peer| (peer.replica, peer.flushed, peer.reachable)).collect(),
         stopped: stopped.map(str::to_owned),
     }
+}
+
+fn voters<S: StateMachine>(replica: &Replica<S>) -> usize {
+    replica.configuration().members.iter().filter(|member| member.role == Role::Voter).count()
 }

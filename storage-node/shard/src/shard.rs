@@ -69,14 +69,14 @@ pub struct ShardOptions {
     pub lease: Duration,
     /// How far the clock of any node may run from true time, in millionths.
     pub drift_ppm: u32,
-    /// Spreads elections; the rim passes a random one.
-    pub seed: u64,
+    /// Spreads elections, and identifiers are counted from it; the rim passes a random one.
+    pub seed: u128,
     pub scrub: ScrubOptions,
 }
 
 impl ShardOptions {
     /// The product's times; 500 ppm is what a clock may be off before time synchronisation gives it up.
-    pub const fn new(seed: u64) -> ShardOptions {
+    pub const fn new(seed: u128) -> ShardOptions {
         ShardOptions {
             heartbeat: Duration::from_millis(100),
             lease: Duration::from_millis(300),
@@ -117,9 +117,17 @@ pub struct Shard {
     handing_over: BTreeSet<GroupId>,
 }
 
+/// A message between replicas, not decoded yet.
+struct RaftMessage {
+    from: ReplicaId,
+    to: ReplicaId,
+    meta: Bytes,
+    payload: Bytes,
+}
+
 /// The calls of a replica that do not depend on its state machine.
 trait Driven {
-    fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
+    fn on_message(&mut self, context: &mut Context<'_>, node: NodeId, addressed: &RaftMessage);
     fn on_rebuild(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes);
     fn on_fetched(&mut self, context: &mut Context<'_>, request: u64, answer: Answer);
     fn on_deadline(&mut self, context: &mut Context<'_>);
@@ -137,13 +145,13 @@ trait Driven {
 }
 
 impl<S: StateMachine> Driven for Replica<S> {
-    fn on_message(&mut self, context: &mut Context<'_>, from: ReplicaId, to: ReplicaId, meta: &Bytes, payload: &Bytes) {
-        if to != self.id() {
+    fn on_message(&mut self, context: &mut Context<'_>, node: NodeId, addressed: &RaftMessage) {
+        if addressed.to != self.id() {
             return; // Meant for a former replica of this group on this node.
         }
         // One that cannot be read is another build's, by its certificate one of ours: as good as lost on the way.
-        if let Ok(message) = wire::decode(meta, payload) {
-            Replica::on_message(self, context, from, message);
+        if let Ok(message) = wire::decode(&addressed.meta, &addressed.payload) {
+            Replica::on_message(self, context, node, addressed.from, message);
         }
     }
 
@@ -216,7 +224,7 @@ impl Shard {
         let found_damage = store.counters().corrupt_pages > 0;
         let ShardOptions { heartbeat, lease, drift_ppm, .. } = options;
         let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot });
-        let core = Core::new(now, store, pairs);
+        let core = Core::new(now, store, pairs, options.seed);
         let mut shard = Shard {
             core,
             options,
@@ -349,7 +357,8 @@ impl Shard {
             }
             PeerMessage::HeartbeatReply { .. } => {}
             PeerMessage::Raft { group, from: sender, to, meta, payload } => {
-                self.with_group(group, |replica, context| replica.on_message(context, sender, to, &meta, &payload));
+                let message = RaftMessage { from: sender, to, meta, payload };
+                self.with_group(group, |replica, context| replica.on_message(context, from, &message));
             }
             PeerMessage::Control { body } => self.on_control(from, &body),
             PeerMessage::Delta { group, from: sender, to, meta, payload } => {
@@ -468,7 +477,7 @@ impl Shard {
                     metadata.settle(&mut self.core);
                 }
             }
-            if std::mem::take(&mut self.core.installed) {
+            if std::mem::take(&mut self.core.members_changed) {
                 self.refresh_peers();
             }
             quiet &= !self.carry_out_own();
@@ -587,7 +596,7 @@ impl Shard {
             election_jitter: ELECTION_JITTER,
             append_bytes_max: APPEND_BYTES_MAX,
             inflight_bytes_max: INFLIGHT_BYTES_MAX,
-            seed: self.options.seed ^ (id as u64) ^ ((id >> 64) as u64),
+            seed: fold(self.options.seed) ^ fold(id),
         }
     }
 
@@ -629,6 +638,10 @@ impl Shard {
             }
         }
     }
+}
+
+fn fold(wide: u128) -> u64 {
+    (wide as u64) ^ ((wide >> 64) as u64)
 }
 
 fn request_volume(request: &Request) -> holdfast_id::VolumeId {

@@ -10,13 +10,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_consensus::{LogIndex, Position, Refusal, Term};
-use holdfast_id::VolumeId;
+use holdfast_id::{NodeId, VolumeId};
 use holdfast_protocol::session::{self, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::ReadError;
 use holdfast_volume::{Admission, AdmitError, Command, Name, Outcome, ReadRange, Step};
 
-use crate::core::{ClientId, Core, NotLeader, ReadPurpose};
+use crate::core::{ClientId, Core, NotLeader, ReadPurpose, ReplicaNodes};
 use crate::machine::VolumeMachine;
 
 /// Who asked, and how to find the request in the answer.
@@ -111,7 +111,9 @@ impl VolumeGroup {
     }
 
     pub(crate) fn on_client(&mut self, core: &mut Core, client: ClientId, request: Request) {
-        self.clients.insert(client);
+        if self.clients.insert(client) {
+            self.tell_replicas(core, client);
+        }
         if self.serving.is_none() {
             let reply = self.not_leader();
             core.effects.clients.push((client, reply));
@@ -121,6 +123,18 @@ impl VolumeGroup {
             Request::Io { stamp, seen, operation, .. } => self.on_io(core, client, stamp, seen, operation),
             request => self.on_attachment(core, client, request),
         }
+    }
+
+    /// Members may have moved since the client learned where they are.
+    fn tell_replicas(&self, core: &mut Core, client: ClientId) {
+        let Some(term) = self.serving else { return };
+        let mut nodes: Vec<NodeId> = {
+            let configuration = self.replica.configuration();
+            configuration.members.iter().chain(&configuration.outgoing).map(|member| member.node).collect()
+        };
+        nodes.sort_unstable();
+        nodes.dedup();
+        core.effects.replicas.push((client, ReplicaNodes { volume: self.volume(), term, nodes }));
     }
 
     fn on_io(&mut self, core: &mut Core, client: ClientId, stamp: Stamp, seen: Position, operation: Operation) {
@@ -273,20 +287,27 @@ impl VolumeGroup {
                 }
             }
             Output::Applied { position, outcome } => self.on_applied(core, position, &outcome),
-            Output::BecameLeader(_) => {}
+            Output::BecameLeader(_) => {
+                core.elected_in_joint_change += u64::from(self.replica.configuration().is_joint());
+            }
+            Output::DirectoryChanged => {
+                core.members_changed = true;
+                let clients: Vec<ClientId> = self.clients.iter().copied().collect();
+                clients.into_iter().for_each(|client| self.tell_replicas(core, client));
+            }
             Output::SendRebuild { to, message } => {
                 if let Some(node) = self.replica.node_of(to) {
                     core.send_rebuild(node, group, self.replica.id(), to, &message);
                 }
             }
             Output::Fetch { request, fetch } => core.fetch(group, request, fetch),
-            Output::Installed => core.installed = true,
             Output::Serving(term) => {
                 self.serving = Some(term);
                 let geometry = self.replica.machine().volume.geometry();
                 for client in &self.clients {
                     let reply = Reply::Leading { volume: group.volume, term };
                     core.effects.clients.push((*client, reply));
+                    self.tell_replicas(core, *client);
                     // The leader before may not have come to tell it.
                     core.effects.clients.push((*client, Reply::Resized { volume: group.volume, geometry }));
                 }

@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_client::Mode;
-use holdfast_metadata::command::{Command, ResizeVolume};
-use holdfast_shard::AdminRequest;
+use holdfast_id::DiskId;
+use holdfast_metadata::catalogue::DiskState;
+use holdfast_metadata::command::{Command, ResizeVolume, SetDiskState};
 
 use crate::connections::End;
 use crate::disk::CrashMode;
@@ -20,6 +21,12 @@ use crate::world::{Timer, World};
 
 /// More of it and the fragile machine never gets whole again in between.
 const ROTS_MAX: u64 = 2;
+/// Nothing brings a copy back yet that needs more than the log has: another wipe could find the last one.
+const WIPES_MAX: u64 = 1;
+/// How often a node tells of its new disk: for as long as the metadata plane may be away.
+const REGISTRATIONS: u32 = 40;
+/// For a copy to be created, to learn and to vote.
+const MOVE_MIN: Duration = Duration::from_secs(4);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FaultKind {
@@ -54,10 +61,15 @@ pub enum FaultKind {
     /// An agent gives the volume back; another one attaches.
     Detach,
     Resize,
+    /// A machine loses power and comes back with an empty disk: a new member, whose copies are made again. The same
+    /// machine as whose log rots.
+    DiskWiped,
+    /// What a node holds is moved elsewhere; sometimes a leader is killed in the middle of the change.
+    MembershipChange,
 }
 
 impl FaultKind {
-    pub const ALL: [FaultKind; 17] = [
+    pub const ALL: [FaultKind; 19] = [
         FaultKind::Kill,
         FaultKind::PowerLoss,
         FaultKind::PowerLossOfAll,
@@ -75,11 +87,13 @@ impl FaultKind {
         FaultKind::TakeOver,
         FaultKind::Detach,
         FaultKind::Resize,
+        FaultKind::DiskWiped,
+        FaultKind::MembershipChange,
     ];
 
     /// Something breaks, rather than being asked for.
     pub fn breaks(self) -> bool {
-        !matches!(self, FaultKind::TakeOver | FaultKind::Detach | FaultKind::Resize)
+        !matches!(self, FaultKind::TakeOver | FaultKind::Detach | FaultKind::Resize | FaultKind::MembershipChange)
     }
 }
 
@@ -226,10 +240,32 @@ impl World {
                 }
                 let volume = self.targets[target].volume;
                 let size_bytes = size + self.prng.between(1, (self.plan.size_bytes_max - size) / 4096) * 4096;
-                for number in 0..self.machines.len() {
-                    let command = Command::ResizeVolume(ResizeVolume { volume, size_bytes, expected_generation: None });
-                    self.tell(number, AdminRequest::Change(command));
+                let resize = ResizeVolume { volume, size_bytes, expected_generation: None };
+                self.tell_all(&Command::ResizeVolume(resize));
+                true
+            }
+            FaultKind::DiskWiped => {
+                let number = self.plan.fragile;
+                let wiped = self.plan.struck.get(&kind).is_some_and(|count| *count >= WIPES_MAX);
+                if wiped || !self.lose(number, Power::Off, lasts) {
+                    return false;
                 }
+                let mut bytes = [0; 16];
+                self.prng.fill(&mut bytes);
+                let disk = DiskId::from_bytes(bytes).expect("sixteen random bytes are not all zeroes");
+                self.machines[number].wipe(disk).expect("an empty disk can be formatted");
+                self.after(lasts, Timer::Register(number, REGISTRATIONS));
+                self.ambush = self.prng.chance(MILLION / 2);
+                true
+            }
+            FaultKind::MembershipChange => {
+                if self.machines.len() <= 3 {
+                    return false;
+                }
+                let disk = self.machines[number].disk_id;
+                self.tell_all(&Command::SetDiskState(SetDiskState { disk, state: DiskState::Removing }));
+                self.after(lasts.max(MOVE_MIN), Timer::Keep(number));
+                self.ambush = self.prng.chance(MILLION / 2);
                 true
             }
         }
@@ -238,6 +274,10 @@ impl World {
     /// Undoes everything that can be undone; disks that have failed stay so.
     pub(crate) fn heal(&mut self) {
         self.cancel(|timer| *timer == Timer::Fault);
+        self.ambush = false;
+        if self.plan.struck.contains_key(&FaultKind::DiskWiped) {
+            self.after(Duration::from_secs(1), Timer::Register(self.plan.fragile, REGISTRATIONS));
+        }
         for (from, to) in self.connections.blocked() {
             self.connections.unblock(self.now, from, to);
         }

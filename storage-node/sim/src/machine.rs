@@ -16,11 +16,13 @@ use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
 use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
 use holdfast_store::device::{BLOCK_BYTES, Device};
-use holdfast_store::ops::{AlignedBuffer, DeviceError, DeviceOp, OpId};
+use holdfast_store::ops::{AlignedBuffer, DeviceError, DeviceOp, OpId, WriteBytes};
+use holdfast_store::store::Store;
+use holdfast_store::superblock::FormatOptions;
 
 use crate::clock::Clock;
 use crate::connections::{Arrival, End};
-use crate::disk::{CrashMode, SimDisk};
+use crate::disk::{CrashMode, DiskOptions, SimDisk};
 use crate::prng::Prng;
 
 /// What a step takes, at least and at most; what arrives meanwhile waits for the next one.
@@ -36,6 +38,8 @@ const IDLE_STEPS_MAX: u32 = 3_000;
 const LOG_WRITES_KEPT: usize = 200;
 const LOG_WRITES_SPARED: usize = 3;
 const SECTOR_BYTES: u64 = 512;
+/// More starts than a run has time for: what a formatted disk's boot epoch is above that of the one before.
+const BOOTS_MAX: u64 = 1 << 20;
 /// Rot strikes among so many of the newest writes of data.
 const DATA_WRITES_KEPT: usize = 2000;
 /// Blocks whose loss a peer makes good begin so: a client's blocks, leaves, and other pages of the map.
@@ -67,6 +71,9 @@ pub struct Machine {
     pub node: NodeId,
     pub disk_id: DiskId,
     pub disk: SimDisk,
+    /// How its disks are formatted, and how large they are.
+    format: FormatOptions,
+    wipes: u64,
     pub clock: Clock,
     pub power: Power,
     pub stopped: bool,
@@ -101,18 +108,19 @@ pub struct Machine {
 impl Machine {
     pub fn new(
         end: End,
-        node: NodeId,
-        disk_id: DiskId,
         disk: SimDisk,
+        format: FormatOptions,
         clock: Clock,
         options: ShardOptions,
         prng: Prng,
     ) -> Machine {
         Machine {
             end,
-            node,
-            disk_id,
+            node: format.node,
+            disk_id: format.disk,
             disk,
+            format,
+            wipes: 0,
             clock,
             power: Power::Killed,
             stopped: false,
@@ -159,7 +167,8 @@ impl Machine {
             self.clock.reboot(now, shown);
         }
         self.boots += 1;
-        self.options.seed = self.prng.next_u64();
+        // The upper half, so that the identifiers counted from it are never those of another machine or boot.
+        self.options.seed = u128::from(self.prng.next_u64()) << 64;
         let shard = Shard::open(self.options, &self.disk, self.clock.read(now)).map_err(|error| chain(&error))?;
         self.log_region = shard.superblock().wal.start..shard.superblock().wal.end;
         let volumes = shard.report().volumes.into_iter().map(|volume| GroupId::first(volume.volume));
@@ -180,6 +189,25 @@ impl Machine {
         self.client_ids.clear();
         self.next_client = 0;
         self.disk.crash(mode);
+    }
+
+    /// The machine, which has no power, gets an empty disk in place of the one it had.
+    ///
+    /// # Errors
+    /// The empty disk cannot be formatted.
+    pub fn wipe(&mut self, disk: DiskId) -> Result<(), String> {
+        assert!(self.shard.is_none(), "disks are changed without power");
+        self.wipes += 1;
+        self.disk_id = disk;
+        let bytes = self.disk.len().map_err(|error| chain(&error))?;
+        self.disk = SimDisk::new(self.prng.split("disk", self.wipes), DiskOptions::solid_state(bytes));
+        self.disk.write_at(0, &vec![0; 1 << 20]).map_err(|error| chain(&error))?;
+        let format = FormatOptions { disk, boot_epoch: self.wipes * BOOTS_MAX, ..self.format.clone() };
+        Store::format(&self.disk, &format).map_err(|error| chain(&error))?;
+        self.log_writes.clear();
+        self.data_writes.clear();
+        self.spoiling = None;
+        Ok(())
     }
 
     /// Rots a sector of the log, unless it might be of the last batches: they look like torn ones, and what a torn batch
@@ -224,7 +252,7 @@ impl Machine {
     }
 
     /// What the disk makes of a write.
-    fn spoil(&mut self, mut offset: u64, data: AlignedBuffer) -> (u64, AlignedBuffer) {
+    fn spoil(&mut self, mut offset: u64, data: WriteBytes) -> (u64, WriteBytes) {
         let is_data = |block: &[u8]| SPOILED.iter().any(|magic| block.starts_with(magic));
         if !data.chunks(BLOCK_BYTES).all(is_data) {
             return (offset, data);
@@ -253,7 +281,7 @@ impl Machine {
         while self.data_writes.len() > DATA_WRITES_KEPT {
             self.data_writes.pop_front();
         }
-        (offset, AlignedBuffer::padded(&bytes))
+        (offset, AlignedBuffer::padded(&bytes).into())
     }
 
     pub fn submit(&mut self, now: Timestamp, op: DeviceOp) {

@@ -13,8 +13,10 @@ use holdfast_block::Error;
 use holdfast_client::{ClientEffect, Mode};
 use holdfast_consensus::Timestamp;
 use holdfast_id::NodeId;
+use holdfast_metadata::catalogue::DiskState;
+use holdfast_metadata::command::{Command, RegisterDisk, SetDiskState};
 use holdfast_protocol::session::Reply;
-use holdfast_shard::{AdminReply, AdminRequest, Effects};
+use holdfast_shard::{AdminReply, AdminRequest, Effects, ReplicaNodes};
 
 use crate::connections::{Arrival, Connections, End};
 use crate::disk::CrashMode;
@@ -27,6 +29,11 @@ use crate::workload::{Agent, Mix, Target};
 const DIAL_EVERY: Duration = Duration::from_millis(20);
 /// An attempt to connect that was not answered is given up after so many looks.
 const DIAL_PATIENCE: u32 = 10;
+
+/// Between two attempts of a node to register its new disk.
+const REGISTER_EVERY: Duration = Duration::from_millis(500);
+/// What every disk has for volumes.
+const CAPACITY_BYTES: u64 = 40 << 20;
 
 /// Why a seed fails.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +60,10 @@ pub enum Timer {
     Unblock(End, End),
     LinkWell(End, End),
     TimeOut(End, End),
+    /// A node tells the metadata plane of its new disk, so many times more.
+    Register(usize, u32),
+    /// A node's disk takes copies again.
+    Keep(usize),
 }
 
 /// How the workload behaves.
@@ -75,6 +86,8 @@ pub struct World {
     /// The workload submits nothing while false.
     pub working: bool,
     pub marks: BTreeSet<&'static str>,
+    /// The next leader of a group whose members are changing is killed.
+    pub ambush: bool,
     pub verbose: bool,
     timers: BTreeMap<(Timestamp, u64), Timer>,
     next_timer: u64,
@@ -108,6 +121,7 @@ impl World {
             plan,
             working: false,
             marks: BTreeSet::new(),
+            ambush: false,
             verbose,
             timers: BTreeMap::new(),
             next_timer: 0,
@@ -219,7 +233,9 @@ impl World {
             }
             Source::Step(number) => {
                 let effects = self.machines[number].step(self.now).map_err(Failure::Stuck)?;
-                self.carry_out(number, effects)
+                self.carry_out(number, effects)?;
+                self.maybe_ambush(number);
+                Ok(())
             }
             Source::Agent(number) => {
                 let agent = self.agents.get_mut(&number).expect("listed by its number");
@@ -281,6 +297,11 @@ impl World {
                 self.connections.close(now, end, to);
                 self.machines[number].drop_client(now, to);
             }
+        }
+        for (client, ReplicaNodes { volume, term, nodes }) in effects.replicas {
+            let Some(to) = self.machines[number].client_end(client) else { continue };
+            let replicas = nodes.into_iter().map(|node| (node, format!("{node}:7000"))).collect();
+            let _ = self.connections.send(now, end, to, Reply::Replicas { volume, term, replicas }.encode());
         }
         for (token, reply) in effects.admin {
             if self.awaited.remove(&token) {
@@ -359,6 +380,11 @@ impl World {
                 self.end_agent(number);
             }
             ClientEffect::FormattedSet(_) => {}
+            ClientEffect::Replicas(replicas) => {
+                let target = self.agents[&number].target;
+                self.targets[target].replicas = replicas.into_iter().map(|(node, _)| node).collect();
+                self.marks.insert("members of a volume moved under load");
+            }
         }
         Ok(())
     }
@@ -422,6 +448,17 @@ impl World {
                 let machine = &mut self.machines[number];
                 machine.disk.set_slowness(1);
                 machine.disk.resume(self.now);
+            }
+            Timer::Register(number, times) => {
+                let command = self.registration(number);
+                self.tell_all(&command);
+                if times > 0 {
+                    self.after(REGISTER_EVERY, Timer::Register(number, times - 1));
+                }
+            }
+            Timer::Keep(number) => {
+                let disk = self.machines[number].disk_id;
+                self.tell_all(&Command::SetDiskState(SetDiskState { disk, state: DiskState::Active }));
             }
             Timer::Unblock(from, to) => self.connections.unblock(self.now, from, to),
             Timer::LinkWell(from, to) => self.restore_link(from, to),
@@ -562,6 +599,34 @@ impl World {
         self.run_until(self.now + wait, |world| world.answers.contains_key(&token))?;
         self.awaited.remove(&token);
         Ok(self.answers.remove(&token))
+    }
+
+    /// Asks whoever leads the metadata plane, and waits for nothing.
+    pub fn tell_all(&mut self, command: &Command) {
+        for number in 0..self.machines.len() {
+            self.tell(number, AdminRequest::Change(command.clone()));
+        }
+    }
+
+    /// What a node says of its disk when it joins.
+    pub fn registration(&self, number: usize) -> Command {
+        let machine = &self.machines[number];
+        let (disk, node) = (machine.disk_id, machine.node);
+        Command::RegisterDisk(RegisterDisk { disk, node, capacity_bytes: CAPACITY_BYTES, only: true })
+    }
+
+    /// A change of members is over in some milliseconds: no fault at random times meets one.
+    fn maybe_ambush(&mut self, number: usize) {
+        let Some(shard) = &self.machines[number].shard else { return };
+        if shard.elected_in_joint_change() > 0 {
+            self.marks.insert("a leader change in a joint change");
+        }
+        if self.ambush && shard.leads_joint_change() {
+            self.ambush = false;
+            self.crash(number, Power::Killed, CrashMode::Any);
+            let wait = self.prng.duration(self.plan.lasts_min, self.plan.lasts_max);
+            self.after(wait, Timer::Restart(number));
+        }
     }
 
     /// Asks a node and waits for nothing.

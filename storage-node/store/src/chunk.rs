@@ -17,7 +17,7 @@
 //! 2. *Write back*: each changed block goes to its slot. A slot that P does not name is fresh. In a slot that P does
 //!    name the block is overwritten in place. Map pages and a long state go to fresh places, always.
 //!    A slot all of whose data an append has put into a slot of its own is not written: N's map adopts that one, which
-//!    the records in (P, N] name and P does not; see [`payload`].
+//!    the records in (P, N] name and P does not; see `payload`.
 //! 3. *Flush*. Data and pages may share it: nothing durable names the pages yet.
 //! 4. *Header*: that of N goes, durably, to the copy that does not hold the intent.
 //! 5. What only P named is freed, and the frozen layer forgotten.
@@ -28,7 +28,7 @@
 //! mixture. Those records are in the WAL, flushed before they were applied, and not released before `CheckpointDone`.
 //! Replaying them puts every such block into the overlay, which hides the slot. So the state after a replay up to
 //! any index >= W is exact. Between P and W it is not, and `write_back_to` is there to know that: reads are refused
-//! with [`ReadError::Behind`] until W is applied again. Every record up to W was committed before the crash, so the
+//! with [`ReadError::Behind`](crate::group::ReadError::Behind) until W is applied again. Every record up to W was committed before the crash, so the
 //! caller may take W as a lower bound of the group's commit index and replay up to it without asking anyone. A checkpoint
 //! between P and W after such a restart carries W on. Where the WAL has lost a record of (P, W], a delta from P
 //! repairs the replica, for the sender's map has each of the slots in doubt as changed above P.
@@ -53,7 +53,7 @@
 //! # Corruption
 //!
 //! Every page, state and block is checked against a checksum that lies elsewhere. A page that fails is lost: blocks
-//! below it read as [`ReadError::Corrupt`] until they are overwritten, also across later checkpoints, which write
+//! below it read as [`ReadError::Corrupt`](crate::group::ReadError::Corrupt) until they are overwritten, also across later checkpoints, which write
 //! *lost* marks into the new pages. Its place is never trusted again while the disk is open, and slots it named
 //! are not found at the next open; they may be reused then, which is harmless, for nothing leads to them any more.
 

@@ -75,12 +75,23 @@ pub struct FormatOptions {
     pub wal_segments: u64,
     /// Most groups the disk will hold; each takes 8 KiB of it, used or not.
     pub groups_max: u32,
+    /// The first boot is one more. Peers take a lower boot epoch for an earlier life of the node, so a node that comes
+    /// back with a new disk needs a higher one than it ever had.
+    pub boot_epoch: u64,
 }
 
 impl FormatOptions {
     /// The sizes for a disk in use; a WAL of 128 MiB holds a tenth of a second of a fast disk's writes.
     pub fn new(cluster: ClusterId, node: NodeId, disk: DiskId) -> FormatOptions {
-        FormatOptions { cluster, node, disk, wal_segment_bytes: 8 << 20, wal_segments: 16, groups_max: 4096 }
+        FormatOptions {
+            cluster,
+            node,
+            disk,
+            wal_segment_bytes: 8 << 20,
+            wal_segments: 16,
+            groups_max: 4096,
+            boot_epoch: 0,
+        }
     }
 }
 
@@ -152,7 +163,7 @@ impl Superblock {
             disk: options.disk,
             lanes: 1,
             clean: true,
-            boot_epoch: 0,
+            boot_epoch: options.boot_epoch,
             generation: 1,
             device_bytes,
             wal,

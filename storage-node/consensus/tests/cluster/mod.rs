@@ -45,8 +45,8 @@ pub fn number(replica: ReplicaId) -> u8 {
 pub fn configuration(voters: &[u8], learners: &[u8]) -> Configuration {
     let mut members: Vec<Member> = voters
         .iter()
-        .map(|n| Member { replica: replica(*n), role: Role::Voter })
-        .chain(learners.iter().map(|n| Member { replica: replica(*n), role: Role::Learner }))
+        .map(|n| Member { replica: replica(*n), node: node(*n), role: Role::Voter })
+        .chain(learners.iter().map(|n| Member { replica: replica(*n), node: node(*n), role: Role::Learner }))
         .collect();
     members.sort();
     Configuration { members, outgoing: vec![], min_data: 1 }

@@ -4,12 +4,13 @@ use holdfast_api::refusal::refuse;
 use holdfast_api::v1;
 use holdfast_api::v1::cluster_server::Cluster;
 use holdfast_api::v1::node_client::NodeClient;
-use holdfast_id::VolumeId;
-use holdfast_metadata::catalogue::{Catalogue, DiskState, NodeState, Volume, VolumeState};
+use holdfast_id::{DiskId, VolumeId};
+use holdfast_metadata::Refusal;
+use holdfast_metadata::catalogue::{Catalogue, DiskState, NodeState, Place, Volume, VolumeState};
 use holdfast_metadata::command::{
-    Command, DeleteVolume, RegisterDisk, RegisterNode, ResizeVolume, SetNodeState, UpdateDisk,
+    Command, DeleteVolume, RegisterDisk, RegisterNode, ResizeVolume, SetDiskState, SetNodeState, UpdateDisk,
 };
-use holdfast_metadata::reason::{explain_nodes, explain_volume};
+use holdfast_metadata::reason::{explain_metadata, explain_nodes, explain_volume};
 use holdfast_metadata::spec::{Name, VolumeSpec};
 use holdfast_shard::{AdminReply, AdminRequest, NewVolume};
 use holdfast_transport::{PeerIdentity, PeerRole};
@@ -54,8 +55,12 @@ pub(crate) async fn register(
     let (capacity_bytes, free_bytes) = (request.capacity_bytes, request.free_bytes);
     match catalogue.disks().get(&disk) {
         None => {
-            let register = RegisterDisk { disk, node, capacity_bytes };
+            // A node has one disk.
+            let register = RegisterDisk { disk, node, capacity_bytes, only: true };
             change(services, Command::RegisterDisk(register)).await?;
+        }
+        Some(known) if known.state.is_gone() && !request.disk_failed => {
+            return Err(convert::refused(&Refusal::DiskRetired { disk }));
         }
         // Figures that moved by less than a sixty-fourth decide no placement.
         Some(known)
@@ -63,8 +68,7 @@ pub(crate) async fn register(
                 || known.capacity_bytes != capacity_bytes
                 || request.disk_failed =>
         {
-            let state = if request.disk_failed { DiskState::Failed } else { DiskState::Active };
-            let update = UpdateDisk { disk, capacity_bytes, free_bytes, state };
+            let update = UpdateDisk { disk, capacity_bytes, free_bytes, failed: request.disk_failed };
             change(services, Command::UpdateDisk(update)).await?;
         }
         Some(_) => {}
@@ -106,20 +110,29 @@ impl Cluster for Services {
         let catalogue = self.catalogue().await?;
         let report = self.report().await?;
         let mut nodes: Vec<v1::ClusterNode> = Vec::new();
+        let mut asked = Vec::new();
         for (id, node) in catalogue.nodes() {
             let mut view = convert::node(&catalogue, *id, node);
             let peer = report.peers.iter().find(|(peer, ..)| peer == id);
             view.connected = *id == self.node || peer.is_some_and(|(_, connected, suspected)| *connected && !suspected);
             view.metadata_leader = *id == self.node;
-            if !view.connected && peer.is_some() {
-                view.reasons.push(v1::Reason {
-                    code: "NodeUnreachable".into(),
-                    message: format!("node {} does not answer the metadata leader", node.name),
-                    action: "start it, or mend its network".into(),
-                    subject: format!("node/{}", node.name),
-                });
+            if !view.connected && node.state != NodeState::Removed {
+                asked.push((nodes.len(), tokio::spawn(look_at(self.tls(), node.api_address.clone()))));
             }
             nodes.push(view);
+        }
+        for (number, answer) in asked {
+            let view = &mut nodes[number];
+            match answer.await.ok().flatten() {
+                Some(probe) if probe.disk_state() == v1::DiskState::Formatted => view.connected = true,
+                Some(probe) => view.reasons.push(no_disk(view, probe)),
+                None => view.reasons.push(v1::Reason {
+                    code: "NodeUnreachable".into(),
+                    message: format!("node {} does not answer the metadata leader", view.name),
+                    action: "start it, or mend its network; if it is lost for ever: holdfast node replace".into(),
+                    subject: format!("node/{}", view.name),
+                }),
+            }
         }
         nodes.sort_by(|a, b| a.name.cmp(&b.name));
         self.ask_nodes(&mut nodes).await;
@@ -271,12 +284,21 @@ impl Cluster for Services {
                     return Err(refuse(Code::NotFound, "UnknownNode", &message));
                 };
                 let planned = explain_nodes(&catalogue).into_iter().filter(|reason| reason.subject == subject);
-                node.reasons.into_iter().chain(planned.map(convert::reason)).collect()
+                let id = catalogue.node_named(&node.name).map(|(id, _)| id);
+                let moves = explain_places(&catalogue, |place| Some(place.node) == id);
+                node.reasons.into_iter().chain(planned.map(convert::reason)).chain(moves).collect()
+            }
+            v1::SubjectKind::Disk => {
+                let disk = find_disk(&catalogue, &request.name)?;
+                let mut reasons: Vec<v1::Reason> = disk_reason(&catalogue, disk).into_iter().collect();
+                reasons.extend(explain_places(&catalogue, |place| place.disk == Some(disk)));
+                reasons
             }
             v1::SubjectKind::Cluster | v1::SubjectKind::Unspecified => {
                 let nodes = self.list_nodes(Request::new(v1::ListNodesRequest {})).await?.into_inner().nodes;
                 let volumes = catalogue.volumes().keys().flat_map(|id| explain_volume(&catalogue, *id));
-                let planned = explain_nodes(&catalogue).into_iter().chain(volumes).map(convert::reason);
+                let own = explain_metadata(&catalogue).into_iter();
+                let planned = own.chain(explain_nodes(&catalogue)).chain(volumes).map(convert::reason);
                 nodes.into_iter().flat_map(|node| node.reasons).chain(planned).collect()
             }
         };
@@ -302,6 +324,7 @@ impl Cluster for Services {
             v1::NodeState::Active => NodeState::Active,
             v1::NodeState::Draining => NodeState::Draining,
             v1::NodeState::Removed => NodeState::Removed,
+            v1::NodeState::Removing => NodeState::Removing,
             v1::NodeState::Unspecified => {
                 return Err(refuse(Code::InvalidArgument, "InvalidArgument", "state: none was given"));
             }
@@ -316,20 +339,152 @@ impl Cluster for Services {
         let view = catalogue.nodes().get(&node).map(|known| convert::node(&catalogue, node, known));
         Ok(Response::new(v1::SetNodeStateResponse { node: view }))
     }
+
+    async fn set_disk_life(
+        &self,
+        request: Request<v1::SetDiskLifeRequest>,
+    ) -> Result<Response<v1::SetDiskLifeResponse>, Status> {
+        let request = request.into_inner();
+        let state = match request.life() {
+            v1::DiskLife::Active => DiskState::Active,
+            v1::DiskLife::Removing => DiskState::Removing,
+            v1::DiskLife::Lost => DiskState::Failed,
+            v1::DiskLife::Removed | v1::DiskLife::Unspecified => {
+                let message = "life: ACTIVE, REMOVING or LOST; a disk is REMOVED by itself once it holds nothing";
+                return Err(refuse(Code::InvalidArgument, "InvalidArgument", message));
+            }
+        };
+        let catalogue = self.catalogue().await?;
+        let disk = find_disk(&catalogue, &request.disk)?;
+        if state == DiskState::Failed {
+            self.must_not_serve(&catalogue, disk).await?;
+        }
+        change(self, Command::SetDiskState(SetDiskState { disk, state })).await?;
+        let catalogue = self.catalogue().await?;
+        let placed = catalogue.placed().get(&disk).copied().unwrap_or_default();
+        let view = catalogue.disks().get(&disk).map(|known| convert::disk(disk, known, placed));
+        Ok(Response::new(v1::SetDiskLifeResponse { disk: view }))
+    }
+}
+
+/// By identifier, or by the name of a node that has one disk which is not gone.
+fn find_disk(catalogue: &Catalogue, wanted: &str) -> Result<DiskId, Status> {
+    if let Some(disk) = wanted.parse().ok().filter(|disk| catalogue.disks().contains_key(disk)) {
+        return Ok(disk);
+    }
+    let unknown = || {
+        let message = format!("there is no disk {wanted}; list those there are with: holdfast disk list");
+        refuse(Code::NotFound, "UnknownDisk", &message)
+    };
+    let (node, _) = catalogue.node_named(wanted).ok_or_else(unknown)?;
+    let mut disks = catalogue.disks().iter().filter(|(_, disk)| disk.node == node && !disk.state.is_gone());
+    match (disks.next(), disks.next()) {
+        (Some((disk, _)), None) => Ok(*disk),
+        (None, _) => Err(unknown()),
+        (Some(_), Some(_)) => {
+            let message = format!("node {wanted} has several disks; name the one by its identifier");
+            Err(refuse(Code::InvalidArgument, "InvalidArgument", &message))
+        }
+    }
+}
+
+fn disk_reason(catalogue: &Catalogue, disk: DiskId) -> Option<v1::Reason> {
+    let known = catalogue.disks().get(&disk)?;
+    let node = catalogue.node_label(known.node);
+    let (code, message) = match known.state {
+        DiskState::Active => return None,
+        DiskState::Removing => {
+            ("DiskRemoving", format!("disk {disk} of {node} is being removed: what it holds is moved"))
+        }
+        DiskState::Removed => ("DiskRemoved", format!("disk {disk} of {node} was removed for good")),
+        DiskState::Failed => ("DiskLost", format!("disk {disk} of {node} failed or was declared lost, for good")),
+    };
+    Some(v1::Reason { code: code.into(), message, action: String::new(), subject: format!("disk/{disk}") })
+}
+
+/// What is moving or to be moved of everything that has a replica at such a place, and what waits for a deletion there.
+fn explain_places(catalogue: &Catalogue, there: impl Fn(&Place) -> bool) -> Vec<v1::Reason> {
+    let ids = catalogue.volumes().keys().copied().chain([catalogue.metadata_id()]);
+    let concerned = ids.filter_map(|id| catalogue.placement(id)).filter(|placement| {
+        let coming = placement.replacement.map(|replacement| Place::from(replacement.new.member));
+        placement.members.iter().chain(&coming).any(&there)
+    });
+    let mut reasons: Vec<v1::Reason> = concerned
+        .flat_map(|placement| match placement.volume {
+            id if id == catalogue.metadata_id() => explain_metadata(catalogue),
+            id => explain_volume(catalogue, id),
+        })
+        .map(convert::reason)
+        .collect();
+    for (replica, tombstone) in catalogue.tombstones() {
+        if there(&Place { replica: *replica, node: tombstone.node, disk: Some(tombstone.disk) }) {
+            let (what, node) = (catalogue.volume_label(tombstone.volume), catalogue.node_label(tombstone.node));
+            reasons.push(v1::Reason {
+                code: "WaitingForDeletion".into(),
+                message: format!("waiting for {node} to delete a former copy of {what}"),
+                action: "if the node is down, start it; if its disk is lost for ever: holdfast disk replace".into(),
+                subject: format!("disk/{}", tombstone.disk),
+            });
+        }
+    }
+    reasons
+}
+
+/// What a node that is not connected says of itself.
+async fn look_at(tls: holdfast_transport::TlsConfigs, address: String) -> Option<v1::ProbeResponse> {
+    let channel = holdfast_api::channel::connect(&address, &tls, PEER_WITHIN).await.ok()?;
+    let answer = tokio::time::timeout(PEER_WITHIN, NodeClient::new(channel).probe(v1::ProbeRequest {})).await;
+    Some(answer.ok()?.ok()?.into_inner())
+}
+
+/// Why a node that runs serves nothing.
+fn no_disk(node: &v1::ClusterNode, probe: v1::ProbeResponse) -> v1::Reason {
+    let subject = format!("node/{}", node.name);
+    match probe.disk_reason {
+        Some(reason) => v1::Reason { message: format!("node {}: {}", node.name, reason.message), subject, ..reason },
+        None => v1::Reason {
+            code: "NotJoined".into(),
+            message: format!("node {} runs with an empty disk that it has not joined with", node.name),
+            action: "give it back the disk it had, or join it again with the empty one".into(),
+            subject,
+        },
+    }
 }
 
 impl Services {
+    /// A disk that its node serves from is not lost.
+    async fn must_not_serve(&self, catalogue: &Catalogue, disk: DiskId) -> Result<(), Status> {
+        let node = catalogue.disks().get(&disk).and_then(|known| catalogue.nodes().get(&known.node));
+        let Some(node) = node else { return Ok(()) };
+        let probe = look_at(self.tls(), node.api_address.clone()).await;
+        let serves = |probe: &v1::ProbeResponse| {
+            probe.disk_state() == v1::DiskState::Formatted && probe.disk_id == disk.to_string()
+        };
+        if !probe.as_ref().is_some_and(serves) {
+            return Ok(());
+        }
+        let message = format!(
+            "node {} serves from this disk, so it is not lost: stop the node first, or move what the disk holds with: \
+             holdfast disk remove",
+            node.name
+        );
+        Err(refuse(Code::FailedPrecondition, "DiskServes", &message))
+    }
+
     /// Asks every member's node, side by side, what its replica says; fills in what they answer and judges it.
     async fn ask_replicas(&self, catalogue: &Catalogue, volume: &Volume, view: &mut v1::Volume) {
         let mut asked = Vec::new();
-        for entry in &volume.members {
-            let address = catalogue.nodes().get(&entry.member.node).map(|node| node.api_address.clone());
-            let (tls, volume_id) = (self.tls(), view.volume_id.clone());
+        let coming = volume.replacement.iter().map(|replacement| &replacement.new);
+        let places: Vec<Place> = volume.members.iter().chain(coming).map(|entry| Place::from(entry.member)).collect();
+        for place in &places {
+            let node = catalogue.nodes().get(&place.node).filter(|_| catalogue.counts(place));
+            let address = node.map(|node| node.api_address.clone());
+            let (tls, volume_id, replica_id) = (self.tls(), view.volume_id.clone(), place.replica.to_string());
             asked.push(tokio::spawn(async move {
                 let channel = holdfast_api::channel::connect(&address?, &tls, PEER_WITHIN).await.ok()?;
                 let request = v1::ListReplicasRequest { volume_id };
                 let answer = tokio::time::timeout(PEER_WITHIN, NodeClient::new(channel).list_replicas(request)).await;
-                answer.ok()?.ok()?.into_inner().replicas.into_iter().next()
+                answer.ok()?.ok()?.into_inner().replicas.into_iter().find(|replica| replica.replica_id == replica_id)
             }));
         }
         let mut answers = Vec::new();
@@ -337,11 +492,12 @@ impl Services {
             answers.push(task.await.ok().flatten());
         }
         let leader = answers.iter().flatten().filter(|answer| answer.serving).max_by_key(|answer| answer.term).cloned();
-        for (replica, answer) in view.replicas.iter_mut().zip(answers) {
-            judge(replica, answer, leader.as_ref(), &view.name);
+        for ((replica, answer), place) in view.replicas.iter_mut().zip(answers).zip(&places) {
+            judge(replica, answer, leader.as_ref(), catalogue.counts(place), &view.name);
         }
-        let healthy = view.replicas.iter().filter(|replica| replica.healthy).count();
-        view.health = match (&leader, healthy == view.replicas.len()) {
+        // One that is on its way in is not missed yet.
+        let members = &view.replicas[..volume.members.len()];
+        view.health = match (&leader, members.iter().all(|replica| replica.healthy)) {
             (None, _) => v1::VolumeHealth::Unavailable,
             (Some(_), true) => v1::VolumeHealth::Healthy,
             (Some(_), false) => v1::VolumeHealth::Degraded,
@@ -359,18 +515,28 @@ fn judge(
     replica: &mut v1::ReplicaStatus,
     answer: Option<v1::LocalReplica>,
     leader: Option<&v1::LocalReplica>,
+    counts: bool,
     volume: &str,
 ) {
+    use v1::ReplicaCondition as Condition;
     let reason = |code: &str, message: String, action: &str| {
         Some(v1::Reason { code: code.into(), message, action: action.into(), subject: format!("volume/{volume}") })
     };
     let node = replica.node_name.clone();
     let Some(answer) = answer else {
-        replica.reason = reason(
-            "ReplicaUnreachable",
-            format!("the copy on {node} does not answer"),
-            "start the node, or mend its network",
-        );
+        let (condition, why) = if !counts {
+            let message = format!("the disk of the copy on {node} failed or was lost");
+            (Condition::Lost, reason("CopyLost", message, "wait: another copy is made"))
+        } else if !replica.created {
+            let message = format!("waiting for {node} to create its copy");
+            (Condition::Creating, reason("WaitingForReplica", message, ""))
+        } else {
+            let action = "start the node, or mend its network";
+            let message = format!("the copy on {node} does not answer");
+            (Condition::Unreachable, reason("ReplicaUnreachable", message, action))
+        };
+        replica.condition = condition.into();
+        replica.reason = why;
         return;
     };
     replica.role = answer.role;
@@ -379,16 +545,19 @@ fn judge(
     replica.applied_index = answer.applied_index;
     replica.repair = answer.repair.clone();
     let behind = leader.map_or(0, |leader| leader.committed_index.saturating_sub(answer.flushed_index));
+    replica.behind = behind;
     let lagging = leader.is_some_and(|leader| leader.lagging_replica_ids.contains(&replica.replica_id));
     let mut rebuilds = leader.into_iter().flat_map(|leader| &leader.rebuilds);
     replica.rebuild = rebuilds.find(|rebuild| rebuild.replica_id == replica.replica_id).cloned();
-    replica.reason = if let Some(stopped) = answer.stopped {
-        Some(stopped)
+    let learns = replica.role() == v1::ReplicaRole::Learner;
+    let (condition, why) = if answer.stopped.is_some() {
+        (Condition::Stopped, answer.stopped)
     } else if !answer.may_vote {
         let message = format!(
             "the log of the copy on {node} was damaged at a start: it does not vote before it has followed an elected leader"
         );
-        reason("LogDamaged", message, "wait; where there is no leader, start the nodes with the other copies")
+        let action = "wait; where there is no leader, start the nodes with the other copies";
+        (Condition::CatchingUp, reason("LogDamaged", message, action))
     } else if lagging || answer.rebuilding {
         let message = match &replica.rebuild {
             Some(rebuild) if rebuild.phase() == v1::RebuildPhase::Copying => format!(
@@ -397,11 +566,17 @@ fn judge(
             ),
             _ => format!("the copy on {node} needs more than the leader's log has, and waits for its rebuild"),
         };
-        reason("ReplicaRebuilding", message, "wait for its rebuild")
+        (Condition::Rebuilding, reason("ReplicaRebuilding", message, "wait for its rebuild"))
+    } else if learns {
+        let message = format!("the copy on {node} is {behind} entries behind and does not vote yet");
+        (Condition::Learner, reason("ReplicaLearning", message, "wait: it is catching up"))
     } else if behind > BEHIND_MAX {
-        reason("ReplicaBehind", format!("the copy on {node} is {behind} entries behind"), "wait: it is catching up")
+        let message = format!("the copy on {node} is {behind} entries behind");
+        (Condition::CatchingUp, reason("ReplicaBehind", message, "wait: it is catching up"))
     } else {
-        None
+        (Condition::Healthy, None)
     };
+    replica.condition = condition.into();
+    replica.reason = why;
     replica.healthy = replica.reason.is_none();
 }

@@ -3,8 +3,8 @@
 use holdfast_api::refusal::refuse;
 use holdfast_api::v1;
 use holdfast_consensus::Standing;
-use holdfast_id::{NodeId, ReplicaId};
-use holdfast_metadata::catalogue::{Catalogue, DiskState, Node, NodeState, Volume, VolumeState};
+use holdfast_id::{DiskId, NodeId, ReplicaId};
+use holdfast_metadata::catalogue::{Catalogue, Disk, DiskState, Node, NodeState, Placed, Volume, VolumeState};
 use holdfast_metadata::reason::Reason;
 use holdfast_metadata::{Outcome, Refusal};
 use holdfast_replica::rebuild::{RebuildPhase, RebuildProgress};
@@ -47,7 +47,7 @@ pub(crate) fn changed(reply: AdminReply) -> Result<bool, Status> {
     }
 }
 
-fn refused(refusal: &Refusal) -> Status {
+pub(crate) fn refused(refusal: &Refusal) -> Status {
     let code = match refusal {
         Refusal::Spec(_) | Refusal::Shrink { .. } => Code::InvalidArgument,
         Refusal::UnknownVolume { .. }
@@ -68,6 +68,7 @@ fn refused(refusal: &Refusal) -> Status {
 
 pub(crate) fn role(replica: &ReplicaReport) -> v1::ReplicaRole {
     match replica.standing {
+        Standing::Follower if !replica.votes => v1::ReplicaRole::Learner,
         Standing::Leader => v1::ReplicaRole::Leader,
         Standing::Follower => v1::ReplicaRole::Follower,
         Standing::PreCandidate | Standing::Candidate => v1::ReplicaRole::Candidate,
@@ -93,13 +94,24 @@ pub(crate) fn node_state(state: NodeState) -> v1::NodeState {
     match state {
         NodeState::Active => v1::NodeState::Active,
         NodeState::Draining => v1::NodeState::Draining,
+        NodeState::Removing => v1::NodeState::Removing,
         NodeState::Removed => v1::NodeState::Removed,
+    }
+}
+
+fn disk_life(state: DiskState) -> v1::DiskLife {
+    match state {
+        DiskState::Active => v1::DiskLife::Active,
+        DiskState::Removing => v1::DiskLife::Removing,
+        DiskState::Removed => v1::DiskLife::Removed,
+        DiskState::Failed => v1::DiskLife::Lost,
     }
 }
 
 /// Without what only the replicas know.
 pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &Volume) -> v1::Volume {
-    let replicas = volume.members.iter().map(|entry| {
+    let coming = volume.replacement.iter().map(|replacement| &replacement.new);
+    let replicas = volume.members.iter().chain(coming).map(|entry| {
         let node = catalogue.nodes().get(&entry.member.node);
         v1::ReplicaStatus {
             replica_id: entry.member.replica.to_string(),
@@ -130,24 +142,27 @@ pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &
     }
 }
 
+pub(crate) fn disk(id: DiskId, disk: &Disk, placed: Placed) -> v1::ClusterDisk {
+    let state = match disk.state {
+        DiskState::Active | DiskState::Removing | DiskState::Removed => v1::DiskState::Formatted,
+        DiskState::Failed => v1::DiskState::Failed,
+    };
+    v1::ClusterDisk {
+        disk_id: id.to_string(),
+        state: state.into(),
+        capacity_bytes: disk.capacity_bytes,
+        free_bytes: disk.free_bytes,
+        placed_bytes: placed.bytes,
+        replicas: placed.replicas,
+        life: disk_life(disk.state).into(),
+        health: None,
+    }
+}
+
 pub(crate) fn node(catalogue: &Catalogue, id: NodeId, node: &Node) -> v1::ClusterNode {
     let placed = catalogue.placed();
-    let disks = catalogue.disks().iter().filter(|(_, disk)| disk.node == id).map(|(disk_id, disk)| {
-        let placed = placed.get(disk_id).copied().unwrap_or_default();
-        let state = match disk.state {
-            DiskState::Active => v1::DiskState::Formatted,
-            DiskState::Failed => v1::DiskState::Failed,
-        };
-        v1::ClusterDisk {
-            disk_id: disk_id.to_string(),
-            state: state.into(),
-            capacity_bytes: disk.capacity_bytes,
-            free_bytes: disk.free_bytes,
-            placed_bytes: placed.bytes,
-            replicas: placed.replicas,
-            health: None,
-        }
-    });
+    let disks = catalogue.disks().iter().filter(|(_, disk)| disk.node == id);
+    let disks = disks.map(|(id, known)| disk(*id, known, placed.get(id).copied().unwrap_or_default()));
     v1::ClusterNode {
         node_id: id.to_string(),
         name: node.name.to_string(),
@@ -155,7 +170,7 @@ pub(crate) fn node(catalogue: &Catalogue, id: NodeId, node: &Node) -> v1::Cluste
         api_address: node.api_address.clone(),
         zone: node.zone.clone().unwrap_or_default(),
         state: node_state(node.state).into(),
-        metadata_member: catalogue.founders().values().any(|founder| *founder == id),
+        metadata_member: catalogue.metadata().members.iter().any(|place| place.node == id),
         disks: disks.collect(),
         ..v1::ClusterNode::default()
     }

@@ -174,6 +174,17 @@ impl Reply {
                 meta.put_u64_le(term.0);
                 kind::LEADING
             }
+            Reply::Replicas { volume, term, replicas } => {
+                put_volume(&mut meta, *volume);
+                meta.put_u64_le(term.0);
+                assert!((1..=REPLICAS_MAX).contains(&replicas.len()), "a volume has {} replicas", replicas.len());
+                meta.put_u8(replicas.len() as u8);
+                for (node, address) in replicas {
+                    meta.put_slice(&node.to_bytes());
+                    put_text(&mut meta, &address[..address.floor_char_boundary(ADDRESS_BYTES_MAX)]);
+                }
+                kind::REPLICAS
+            }
             Reply::Io { volume, session, sequence, seen, result } => {
                 put_volume(&mut meta, *volume);
                 meta.put_u64_le(session.0);
@@ -222,6 +233,19 @@ impl Reply {
                 leader: NodeId::from_bytes(reader.array("leader")?),
             },
             kind::LEADING => Reply::Leading { volume, term: Term(reader.u64("term")?) },
+            kind::REPLICAS => {
+                let term = Term(reader.u64("term")?);
+                let count = usize::from(reader.u8("replicas")?);
+                if !(1..=REPLICAS_MAX).contains(&count) {
+                    return Err(reader.value("replicas", count as u64));
+                }
+                let mut replicas = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let node = reader.id("node", NodeId::from_bytes)?;
+                    replicas.push((node, reader.text("address", ADDRESS_BYTES_MAX)?));
+                }
+                Reply::Replicas { volume, term, replicas }
+            }
             kind::IO_DONE => {
                 let session = Session(reader.u64("session")?);
                 let sequence = reader.u64("sequence")?;
@@ -344,6 +368,11 @@ fn read_refusal(reader: &mut Reader<'_>) -> Result<Refusal, DecodeError> {
         other => Err(reader.value("reason", u64::from(other))),
     }
 }
+
+/// Both sides of a joint change of members.
+const REPLICAS_MAX: usize = 32;
+/// A DNS name and a port.
+const ADDRESS_BYTES_MAX: usize = 261;
 
 const STATUS_OK: u8 = 0;
 

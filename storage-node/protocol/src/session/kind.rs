@@ -37,5 +37,6 @@ kinds! {
     NOT_LEADER = 0x0205, "NotLeader";
     LEADING = 0x0206, "Leading";
     RESIZED = 0x0207, "Resized";
+    REPLICAS = 0x0208, "Replicas";
     IO_DONE = 0x0211, "IoDone";
 }

@@ -101,6 +101,10 @@ fn replies_have_these_bytes() {
     let no_leader = Reply::NotLeader { volume: volume(), term: Term(8), leader: None };
     golden_reply(no_leader, 0x0205, &format!("{VOLUME}{}{}", u64s(&[8]), "00".repeat(16)), b"");
     golden_reply(Reply::Leading { volume: volume(), term: Term(8) }, 0x0206, &format!("{VOLUME}{}", u64s(&[8])), b"");
+    let replicas = vec![(NodeId::from_bytes([3; 16]).expect("not zero"), "n:7".to_owned())];
+    let told = Reply::Replicas { volume: volume(), term: Term(8), replicas };
+    let text = "03006e3a37";
+    golden_reply(told, 0x0208, &format!("{VOLUME}{}01{}{text}", u64s(&[8]), "03".repeat(16)), b"");
     golden_reply(Reply::Resized { volume: volume(), geometry }, 0x0207, &format!("{VOLUME}{geometry_hex}"), b"");
 }
 
@@ -208,6 +212,10 @@ fn a_long_reason_is_cut_at_a_character() {
         panic!("a refusal comes back as a refusal")
     };
     assert_eq!(reason, "é".repeat(REASON_BYTES_MAX / 2));
+}
+
+fn any_node() -> impl Strategy<Value = NodeId> {
+    any::<u128>().prop_filter_map("not zero", |id| NodeId::from_bytes(id.to_be_bytes()))
 }
 
 fn any_volume() -> impl Strategy<Value = VolumeId> {
@@ -319,6 +327,8 @@ fn any_reply() -> impl Strategy<Value = Reply> {
             leader: NodeId::from_bytes(leader.to_be_bytes())
         }),
         (any_volume(), any::<u64>()).prop_map(|(volume, term)| Reply::Leading { volume, term: Term(term) }),
+        (any_volume(), any::<u64>(), proptest::collection::vec((any_node(), "[a-z]{1,9}:[0-9]{1,5}"), 1..=32))
+            .prop_map(|(volume, term, replicas)| Reply::Replicas { volume, term: Term(term), replicas }),
         (any_volume(), any_geometry()).prop_map(|(volume, geometry)| Reply::Resized { volume, geometry }),
         (any_volume(), any::<(u64, u64)>(), any_position(), result).prop_map(
             |(volume, (session, sequence), seen, result)| Reply::Io {

@@ -35,7 +35,7 @@ pub enum RebuildMessage {
     /// To the leader: this replica is between two states and needs a rebuild to get out.
     Want,
     /// To the receiver: the state at `position` is frozen here. `hash` is that of its map, `state_bytes` the length of
-    /// the configuration, directory and machine state at it.
+    /// the configuration and machine state at it.
     Offer {
         id: RebuildId,
         position: Position,

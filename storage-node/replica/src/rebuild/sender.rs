@@ -52,7 +52,7 @@ pub struct Sender {
     pub frozen: FrozenId,
     pub position: Position,
     hash: u128,
-    /// Configuration, directory and machine state at `position`.
+    /// Configuration and machine state at `position`.
     state: Bytes,
     requests: BTreeMap<u64, Request>,
     /// The furthest page told, so that a repeated one is not counted twice.

@@ -104,7 +104,6 @@ pub(super) struct Rebuilds<S> {
     commit_running: bool,
     /// When the leader is asked for a rebuild, or what could not be begun is tried again.
     again_at: Option<Timestamp>,
-    installed: bool,
     replies: Vec<(ReplicaId, RebuildMessage)>,
     /// Where the others' checkpoints are, at least.
     checkpoints: BTreeMap<ReplicaId, LogIndex>,
@@ -128,7 +127,6 @@ impl<S> Rebuilds<S> {
             uncommitted: false,
             commit_running: false,
             again_at: (installing_to > 0).then_some(now),
-            installed: false,
             replies: Vec::new(),
             checkpoints: BTreeMap::new(),
             forgotten_below: LogIndex(0),
@@ -337,7 +335,6 @@ impl<S: StateMachine> Replica<S> {
         if !holdfast_planted::is(Bug::StateLeftOutOfDelta) {
             self.machine = machine;
         }
-        self.directory = snapshot.directory;
         self.configuration = snapshot.configuration.clone();
         self.applied = position;
         self.checkpointed = position.index;
@@ -346,7 +343,6 @@ impl<S: StateMachine> Replica<S> {
         let rebuilds = &mut self.rebuilds;
         rebuilds.receiver = None;
         rebuilds.installing_to = 0;
-        rebuilds.installed = true;
         rebuilds.again_at = None;
         rebuilds.counters.installed += 1;
         rebuilds.replies.push((offer.from, RebuildMessage::Done { id: offer.id }));
@@ -449,9 +445,6 @@ impl<S: StateMachine> Replica<S> {
         self.prepare_own(context, outputs);
         self.advance_own(context, outputs);
         self.ask_leader(context.now, outputs);
-        if std::mem::take(&mut self.rebuilds.installed) {
-            outputs.push(Output::Installed);
-        }
         for (to, message) in std::mem::take(&mut self.rebuilds.replies) {
             outputs.push(Output::SendRebuild { to, message });
         }

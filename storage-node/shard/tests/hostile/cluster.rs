@@ -52,7 +52,7 @@ impl Cluster {
             let sizes = FormatOptions::new(cluster, node(number), disk);
             let sizes = FormatOptions { wal_segment_bytes: 4 << 20, wal_segments: 8, groups_max: 16, ..sizes };
             Store::format(&device, &sizes).unwrap();
-            shards.push(Shard::open(ShardOptions::new(number as u64), &device, now).unwrap());
+            shards.push(Shard::open(ShardOptions::new(number as u128), &device, now).unwrap());
             devices.push(device);
         }
         let volume = VolumeId::from_bytes([42; 16]).unwrap();
@@ -89,7 +89,7 @@ impl Cluster {
         }
         for number in 0..self.shards.len() {
             let disk = self.shards[number].superblock().disk;
-            let register = RegisterDisk { disk, node: node(number), capacity_bytes: 40 << 20 };
+            let register = RegisterDisk { disk, node: node(number), capacity_bytes: 40 << 20, only: false };
             self.ask_leader(AdminRequest::Change(Command::RegisterDisk(register)));
         }
     }
@@ -196,7 +196,8 @@ impl Cluster {
         self.now = self.now + Duration::from_secs(1);
         for (number, device) in self.devices.iter().enumerate() {
             device.crash(|_: usize, _: usize| false);
-            self.shards[number] = Shard::open(ShardOptions::new(number as u64), device, self.now).expect("it recovers");
+            self.shards[number] =
+                Shard::open(ShardOptions::new(number as u128), device, self.now).expect("it recovers");
         }
         self.connect_all();
         self.run_until("a leader after the restart", |cluster| cluster.leader().is_some());

@@ -54,7 +54,7 @@ impl Group {
 }
 
 impl Chunks {
-    /// Promises a record the space it needs, as [`Chunks::reserve`], and takes the slots its payload goes to at once;
+    /// Promises a record the space it needs, as [`Chunks::reserve_blocks_for`], and takes the slots its payload goes to at once;
     /// empty: all of it stays in the log. They are taken until [`Chunks::hold`] or [`Chunks::release`].
     pub(crate) fn place_record(&mut self, group: GroupId, record: &Record) -> Result<Vec<Extent>, StoreError> {
         let extents = shape(record);

@@ -55,14 +55,15 @@ impl Chunks {
         }
     }
 
-    /// Promises the entry the space it needs, before its append is accepted. The promise ends when it is applied, or
-    /// with [`Chunks::unreserve`]. Refused with `Full`; a checkpoint is asked for where that would help.
+    /// [`Chunks::reserve_blocks_for`] of a payload that stays in the log.
     #[cfg(test)]
     pub fn reserve(&mut self, group: GroupId, index: u64, payload_blocks: u64) -> Result<(), StoreError> {
         self.reserve_blocks_for(group, index, 0, blocks_for_payload(payload_blocks))
     }
 
-    /// As [`Chunks::reserve`], where `slots` are taken at once and `promised` blocks later.
+    /// Promises the entry the space it needs, before its append is accepted: `slots` are taken at once and `promised`
+    /// blocks later. The promise ends when it is applied, or with [`Chunks::unreserve`]. Refused with `Full`; a
+    /// checkpoint is asked for where that would help.
     pub(super) fn reserve_blocks_for(
         &mut self,
         group: GroupId,

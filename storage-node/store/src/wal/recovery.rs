@@ -124,7 +124,8 @@ fn source<'a>(
         slots,
         last_sequence: chain.flushed_sequence,
         unmarked: scan.mark().is_none_or(|mark| mark.sequence < chain.flushed_sequence),
-        below_bytes: superblock.wal.bytes() as usize,
+        // The other half is for what comes next.
+        below_bytes: superblock.wal.bytes() as usize / 2,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::harness::{Cluster, signal};
 use crate::model::Model;
-use crate::workload::{End, Outcome, UNLIMITED, Workload, verify};
+use crate::workload::{BLOCKS_MAX, End, Outcome, UNLIMITED, Workload, verify};
 
 const BLOCKS: usize = 8192;
 const ROUNDS: u32 = 3;
@@ -10,14 +10,14 @@ const ROUNDS: u32 = 3;
 /// place, and of the log gone, on every disk.
 const BYTES: u64 = 40 << 20;
 
-/// Panics where anything that was acknowledged is not there, or the device does not go on.
-fn lose_power(planted: Option<&str>) {
+/// Panics where anything that was acknowledged is not there, or the device does not go on. `blocks_max`: of one request.
+fn lose_power(blocks_max: u64, planted: Option<&str>) {
     // Founded on good disks: what is tested comes later, and formatting a slow one takes its time.
     let mut cluster = Cluster::start(&[]);
     cluster.restart(&["--device-fault", "lose-unflushed"], planted);
     cluster.must(&["volume", "create", "v", "--size", "256Mi"]);
     let socket = cluster.attach("v", "local", &[]);
-    let workload = Workload::start_at(UNLIMITED, &socket, Model::new(BLOCKS), 3);
+    let workload = Workload::start_with(UNLIMITED, blocks_max, &socket, Model::new(BLOCKS), 3);
     for _ in 0..ROUNDS {
         workload.wait_written(BYTES);
         workload.wait_full();
@@ -36,7 +36,7 @@ fn lose_power(planted: Option<&str>) {
 
 #[test]
 fn all_nodes_killed_at_once_keep_every_acknowledged_write() {
-    lose_power(None);
+    lose_power(BLOCKS_MAX, None);
 }
 
 /// The test above must fail with each of these.
@@ -44,8 +44,13 @@ fn all_nodes_killed_at_once_keep_every_acknowledged_write() {
 mod planted {
     use std::panic::catch_unwind;
 
-    fn is_found(bug: &'static str) {
-        let failure = catch_unwind(|| super::lose_power(Some(bug))).expect_err("the bug is not found");
+    use super::BLOCKS_MAX;
+
+    /// Shorter than a slot: all data is in the log first, whose writes flush nothing else.
+    const IN_LOG_BLOCKS_MAX: u64 = 15;
+
+    fn is_found(bug: &'static str, blocks_max: u64) {
+        let failure = catch_unwind(|| super::lose_power(blocks_max, Some(bug))).expect_err("the bug is not found");
         let said = failure.downcast_ref::<String>().map_or("", String::as_str);
         println!("{bug}: {said}");
         // It never answers again, or with an error, or (in a thread of the workload) with what must not be read.
@@ -55,11 +60,16 @@ mod planted {
 
     #[test]
     fn a_wal_that_is_not_flushed_is_found() {
-        is_found("skip-wal-flush");
+        is_found("skip-wal-flush", BLOCKS_MAX);
+    }
+
+    #[test]
+    fn payloads_that_are_not_flushed_with_their_batch_are_found() {
+        is_found("skip-payload-flush", BLOCKS_MAX);
     }
 
     #[test]
     fn slots_that_are_not_flushed_before_their_checkpoint_are_found() {
-        is_found("skip-slot-flush");
+        is_found("skip-slot-flush", IN_LOG_BLOCKS_MAX);
     }
 }

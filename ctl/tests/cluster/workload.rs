@@ -14,7 +14,7 @@ use crate::model::{BLOCK, Extent, Model, random};
 use crate::nbd::{self, FLUSH, FUA, READ, Receiver, Sender, WRITE};
 
 /// 4 KiB to 256 KiB.
-const BLOCKS_MAX: u64 = 64;
+pub const BLOCKS_MAX: u64 = 64;
 /// Requests in flight.
 const DEPTH: usize = 16;
 /// What may be written on average where a node is away some seconds and is to find the log still there.
@@ -34,6 +34,7 @@ struct State {
     /// Requests answered without an error.
     completed: u64,
     written_bytes: u64,
+    blocks_max: u64,
     /// While something is outstanding: since when nothing was answered.
     silent_since: Instant,
     longest_gap: Duration,
@@ -74,12 +75,18 @@ impl Workload {
     }
 
     pub fn start_at(bytes_per_second: u64, socket: &Path, model: Model, seed: u64) -> Workload {
+        Self::start_with(bytes_per_second, BLOCKS_MAX, socket, model, seed)
+    }
+
+    /// `blocks_max`: of one request, in blocks of 4 KiB; at most [`BLOCKS_MAX`].
+    pub fn start_with(bytes_per_second: u64, blocks_max: u64, socket: &Path, model: Model, seed: u64) -> Workload {
         let (sender, receiver) = nbd::connect(socket).expect("the device is there");
         let state = State {
             model,
             outstanding: BTreeMap::new(),
             completed: 0,
             written_bytes: 0,
+            blocks_max,
             silent_since: Instant::now(),
             longest_gap: Duration::ZERO,
             stopping: false,
@@ -244,7 +251,7 @@ impl State {
         }
         let dice = random(seed) % 64;
         let extent = loop {
-            let count = (1 + random(seed) % BLOCKS_MAX) as usize;
+            let count = (1 + random(seed) % self.blocks_max) as usize;
             // Many small ones, some large ones.
             let count = if random(seed).is_multiple_of(2) { 1 + count % 4 } else { count };
             let extent = Extent { first: random(seed) as usize % (self.model.len() - count), count };

@@ -265,6 +265,7 @@ impl World {
                 }
                 let fault = if self.prng.chance(MILLION / 2) { Fault::FlushError } else { Fault::WriteError };
                 self.machines[number].disk.inject(fault);
+                self.machines[number].may_fail = true;
                 self.plan.doomed = Some(number);
                 self.after(lasts, Timer::Replace);
                 true

@@ -208,6 +208,7 @@ impl Machine {
         self.data_writes.clear();
         self.spoiling = None;
         self.failed = None;
+        self.may_fail = false;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use holdfast_sim::planted::found_by;
 use holdfast_sim::scenario::Options;
 
 /// Within so many seeds.
-const SEEDS_MAX: u64 = 10;
+const SEEDS_MAX: u64 = 30;
 
 fn is_found(bug: Bug) {
     assert!(

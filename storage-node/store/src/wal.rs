@@ -259,8 +259,7 @@ impl Wal {
             new_group || open.length_with(bytes) > self.batch_bytes_max() || with_payloads > BATCH_BYTES_MAX
         });
         let place = self.place_with(bytes, closes);
-        let control = append.records.is_empty();
-        if !self.may_use(place, control) {
+        if !self.may_use(place, append) {
             self.ask_for_checkpoints();
             return Err(AppendError::Full);
         }
@@ -405,14 +404,17 @@ impl Wal {
         }
     }
 
-    /// Records leave the last free segment to control appends, and those leave a quarter of it to recovery.
-    fn may_use(&self, end: Place, control: bool) -> bool {
+    /// Data leaves the last free segment to the rest: records without any may fill half of it, because a leader whose
+    /// log is full of what it may not yet take for committed needs its first entry on the disk to get on; hard states
+    /// a quarter more; the last quarter is recovery's.
+    fn may_use(&self, end: Place, append: &Append) -> bool {
         let last = self.oldest_generation() + self.segments - 1;
-        if control {
-            end.generation < last || end.generation == last && end.offset <= self.segment_bytes / 4 * 3
-        } else {
-            end.generation < last
-        }
+        let quarters = match append.records.as_slice() {
+            [] => 3,
+            records if records.iter().all(|record| record.payload.is_empty()) => 2,
+            _ => 0,
+        };
+        end.generation < last || end.generation == last && end.offset <= self.segment_bytes / 4 * quarters
     }
 
     /// The oldest generation with something some group needs; the last flushed batch's where there is none.

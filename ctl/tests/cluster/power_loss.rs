@@ -60,7 +60,7 @@ mod planted {
 
     #[test]
     fn a_wal_that_is_not_flushed_is_found() {
-        is_found("skip-wal-flush", BLOCKS_MAX);
+        is_found("skip-wal-flush", IN_LOG_BLOCKS_MAX);
     }
 
     #[test]

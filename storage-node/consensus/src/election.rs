@@ -58,6 +58,10 @@ impl<C: Command> Raft<C> {
             self.send(from, MessageBody::VoteReply { pre, granted: false });
             return;
         }
+        if pre && self.guard.is_some_and(|guard| guard.leader == from && guard.until.is_none()) {
+            // Who leads asks nobody. It may not be elected again: it has started anew, and its log may be the shorter.
+            self.doubt_leader(liveness);
+        }
         if !self.may_vote {
             return;
         }

@@ -488,3 +488,16 @@ fn a_log_that_was_given_up_gives_no_vote_until_a_leader_was_caught_up_with() {
     assert!(bench.node.raft.may_vote());
     assert_eq!(bench.committed(), 3);
 }
+
+/// A message of the leader's life before may have come after the suspicion that its restart raised.
+#[test]
+fn a_followed_leader_that_asks_for_votes_is_followed_no_more() {
+    let mut bench = Bench::new(&[1, 2, 3], &[], 0);
+    assert_eq!(bench.append(1, (0, 0), 0, entries(1, &[1, 1])), Some((AppendResult::Submitted(LogIndex(2)), 1)));
+    assert_eq!(bench.node.raft.deadline(), None, "it follows, and sleeps");
+    let last = Position { term: Term(1), index: LogIndex(1) };
+    let sent = bench.answer(2, 2, MessageBody::Vote { pre: true, last, transfer: false });
+    assert!(sent.iter().any(|(_, m)| m.body == MessageBody::VoteReply { pre: true, granted: false }), "{sent:?}");
+    bench.time_out();
+    assert_eq!(bench.standing(), Standing::PreCandidate);
+}

@@ -16,7 +16,8 @@ const BLOCK: usize = 4096;
 const SLOT: usize = 64 << 10;
 /// More than what makes a checkpoint, and not twice that: the first part is in its slots, the last only in the log.
 const WRITTEN: usize = 44 * MIB;
-const CHUNK: usize = 256 << 10;
+/// Of one request; less than a slot, so that all of it is in the log first.
+const CHUNK: usize = 32 << 10;
 
 fn content(block: usize) -> Vec<u8> {
     let mut state = block as u64 + 1;

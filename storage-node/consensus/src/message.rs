@@ -58,8 +58,8 @@ pub enum AppendResult {
 /// What a full disk has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shortage {
-    /// The log; the next checkpoints give it back.
-    Log,
+    /// The log, or what the next checkpoints give back.
+    Passing,
     /// Data; nobody can promise that it returns.
     Data,
 }

@@ -25,7 +25,7 @@ use holdfast_store::group::{
     APPEND_BYTES_MAX, Append, AppendError, GroupState, Mutation, PayloadAt, RECORDS_MAX, Record, RecoveredGroup,
     StoreError,
 };
-use holdfast_store::store::Store;
+use holdfast_store::store::{Room, Store};
 
 use crate::change::{self, Change};
 use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
@@ -439,9 +439,12 @@ impl<S: StateMachine> Replica<S> {
         }
         let blocks = blocks_for_payload(command.payload.len().div_ceil(BLOCK_BYTES) as u64);
         if blocks > 0 && self.raft.is_leader() {
-            let has_room = context.store.has_room(self.proposed_blocks + blocks);
-            if !has_room || self.raft.lacks_room() {
+            let room = context.store.room_for(self.proposed_blocks + blocks);
+            if room == Room::Never || self.raft.lacks_room() {
                 return Err(Refusal::NoRoom);
+            }
+            if room == Room::Later {
+                return Err(Refusal::Busy);
             }
         }
         if !self.refused.is_empty() {
@@ -671,13 +674,17 @@ impl<S: StateMachine> Replica<S> {
                 Ok(()) => {}
                 Err(error @ (AppendError::Full | AppendError::NoSpace)) => {
                     self.refused.push_front(append);
-                    let of = if error == AppendError::NoSpace { Shortage::Data } else { Shortage::Log };
+                    let of = if error == AppendError::NoSpace && store.room_for(1) == Room::Never {
+                        Shortage::Data
+                    } else {
+                        Shortage::Passing
+                    };
                     return self.raft.set_full(Some(of));
                 }
                 Err(error) => return self.stop(error.to_string(), outputs),
             }
         }
-        self.raft.set_full(self.rebuilds.installing().then_some(Shortage::Log));
+        self.raft.set_full(self.rebuilds.installing().then_some(Shortage::Passing));
     }
 
     fn release_held(&mut self, outputs: &mut Vec<Output<S::Outcome>>) {

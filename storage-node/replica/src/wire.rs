@@ -18,7 +18,7 @@ const TRANSFER_NOW: u8 = 5;
 
 const SUBMITTED: u8 = 0;
 const MISMATCH: u8 = 1;
-const LOG_FULL: u8 = 2;
+const PASSING_FULL: u8 = 2;
 const DATA_FULL: u8 = 3;
 
 /// Bytes of one entry's header, beyond any state machine's.
@@ -96,7 +96,7 @@ pub fn encode(message: &Message<LogCommand>) -> (Bytes, Bytes) {
                     put_position(&mut out, *hint);
                 }
                 AppendResult::Full { last, of } => {
-                    out.put_u8(if *of == Shortage::Log { LOG_FULL } else { DATA_FULL });
+                    out.put_u8(if *of == Shortage::Passing { PASSING_FULL } else { DATA_FULL });
                     out.put_u64_le(last.0);
                 }
             }
@@ -152,7 +152,7 @@ pub fn decode(meta: &Bytes, payload: &Bytes) -> Result<Message<LogCommand>, Deco
             let result = match reader.u8()? {
                 SUBMITTED => AppendResult::Submitted(LogIndex(reader.u64()?)),
                 MISMATCH => AppendResult::Mismatch { rejected: LogIndex(reader.u64()?), hint: reader.position()? },
-                LOG_FULL => AppendResult::Full { last: LogIndex(reader.u64()?), of: Shortage::Log },
+                PASSING_FULL => AppendResult::Full { last: LogIndex(reader.u64()?), of: Shortage::Passing },
                 DATA_FULL => AppendResult::Full { last: LogIndex(reader.u64()?), of: Shortage::Data },
                 found => return Err(DecodeError::Kind { what: "append result", found }),
             };
@@ -194,7 +194,7 @@ mod tests {
             append(vec![write(9, b"one"), write(10, b""), write(11, b"three")]),
             reply(AppendResult::Submitted(LogIndex(9))),
             reply(AppendResult::Mismatch { rejected: LogIndex(9), hint: position }),
-            reply(AppendResult::Full { last: LogIndex(2), of: Shortage::Log }),
+            reply(AppendResult::Full { last: LogIndex(2), of: Shortage::Passing }),
             reply(AppendResult::Full { last: LogIndex(2), of: Shortage::Data }),
             MessageBody::TransferNow,
         ]

@@ -173,9 +173,13 @@ impl Single {
     fn propose(&mut self, slot: u64, data: usize) -> Result<(), Refusal> {
         let header = Bytes::copy_from_slice(&slot.to_le_bytes());
         let command = LogCommand { header, payload: vec![slot as u8; data].into() };
-        let proposed = self.call(|replica, context| replica.propose(context, command)).map(|_| ());
-        self.settle();
-        proposed
+        loop {
+            let proposed = self.call(|replica, context| replica.propose(context, command.clone())).map(|_| ());
+            self.settle();
+            if proposed != Err(Refusal::Busy) {
+                return proposed;
+            }
+        }
     }
 }
 
@@ -195,4 +199,16 @@ fn data_is_refused_before_it_is_proposed_and_taken_again_when_there_is_room() {
     single.replica.on_checkpoint_wanted();
     single.settle();
     assert_eq!(single.propose(taken, SLOT_BYTES), Ok(()));
+}
+
+#[test]
+fn what_a_checkpoint_gives_back_is_waited_for() {
+    let mut single = Single::lead();
+    let slots = single.store.usage().data_total / SLOT_BYTES as u64 / 2;
+    for round in 0..4 {
+        for slot in 0..slots {
+            assert_eq!(single.propose(slot, BLOCK_BYTES), Ok(()), "slot {slot} in round {round}");
+            assert_eq!(single.propose(slot, SLOT_BYTES), Ok(()), "slot {slot} in round {round}");
+        }
+    }
 }

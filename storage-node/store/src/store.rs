@@ -26,6 +26,16 @@ use crate::ops::{DeviceError, DeviceOp, OpId, OpIds};
 use crate::superblock::{FormatOptions, Superblock};
 use crate::wal::{Extent, GroupBase, RecoveredLog, Wal};
 
+/// What a disk answers who needs space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    Now,
+    /// Something is under way that may give some back.
+    Later,
+    /// Not before something is discarded or deleted.
+    Never,
+}
+
 /// See the module.
 pub struct Store {
     superblock: Superblock,
@@ -176,10 +186,14 @@ impl Store {
     }
 
     /// Whether an append that needs so many blocks would find them; see [`crate::chunk::blocks_for_payload`].
-    pub fn has_room(&mut self, blocks: u64) -> bool {
-        let has_room = self.chunks.has_room(blocks);
+    pub fn room_for(&mut self, blocks: u64) -> Room {
+        let room = match self.chunks.has_room(blocks) {
+            true => Room::Now,
+            false if self.chunks.is_out_of_room(blocks) => Room::Never,
+            false => Room::Later,
+        };
         self.settle();
-        has_room
+        room
     }
 
     /// `Flushed` follows when everything in it is durable.

@@ -310,7 +310,7 @@ impl<S: StateMachine> Replica<S> {
         rebuilds.accepted = Some(offer);
         rebuilds.again_at = None;
         self.raft.set_installing(context.now, true);
-        self.raft.set_full(Some(Shortage::Log));
+        self.raft.set_full(Some(Shortage::Passing));
     }
 
     /// Whether the checkpoint that is done belongs to a rebuild of this replica.
@@ -352,7 +352,7 @@ impl<S: StateMachine> Replica<S> {
             append.records.retain(|record| follows && record.index > position.index.0);
             append.truncate_from = append.truncate_from.filter(|from| follows && *from > position.index.0);
         }
-        self.raft.set_full((!self.refused.is_empty()).then_some(Shortage::Log));
+        self.raft.set_full((!self.refused.is_empty()).then_some(Shortage::Passing));
         self.raft.set_installing(context.now, false);
         let configuration = snapshot.configuration;
         self.call(context, |raft, now, view| raft.on_delta_installed(now, view, position, configuration));
@@ -696,7 +696,7 @@ impl<S: StateMachine> Replica<S> {
         if !self.rebuilds.installing() {
             self.rebuilds.again_at = None;
             self.raft.set_installing(context.now, false);
-            self.raft.set_full((!self.refused.is_empty()).then_some(Shortage::Log));
+            self.raft.set_full((!self.refused.is_empty()).then_some(Shortage::Passing));
         }
     }
 

@@ -87,6 +87,16 @@ impl Chunks {
         has_room
     }
 
+    /// Whether there is no room for so many blocks, and nothing is under way that may give some back.
+    pub fn is_out_of_room(&self, blocks: u64) -> bool {
+        self.available_blocks() < blocks + self.reserve_blocks()
+            && self.reserved_blocks == 0
+            && self.commit.is_none()
+            && self.commits.is_empty()
+            && self.frees.is_empty()
+            && self.groups.values().all(|group| group.active.is_empty() && group.frozen.is_none())
+    }
+
     /// Takes back the promises to entries from `index` on: they were truncated, or their append was refused.
     pub fn unreserve(&mut self, group: GroupId, index: u64) {
         let Some(found) = self.groups.get_mut(&group) else { return };

@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 const HOLDFAST: &str = env!("CARGO_BIN_EXE_holdfast");
@@ -54,6 +54,10 @@ impl World {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    fn agent_log(&self) -> String {
+        fs::read_to_string(self.cluster.join("agents/local/agent.log")).unwrap_or_default()
+    }
+
     fn mount(&self, file_system: &str) -> String {
         self.run(&["attach", "v", "--mount", self.mount.to_str().unwrap(), "--fs", file_system])
     }
@@ -81,12 +85,17 @@ impl World {
     }
 
     /// The agent starts another one and hands it the device.
+    /// Until the next one has the device's descriptor: whoever loses both its holders loses the device.
     fn kill_keeper(&self) {
         let keeper = self.processes("keeper");
         host("kill", &["-KILL", &keeper[0].to_string()]);
         let until = Instant::now() + HANG;
-        while self.processes("keeper").is_empty() || self.processes("keeper") == keeper {
-            assert!(Instant::now() < until, "no new keeper");
+        let holds = |pid: &i32| {
+            let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            descriptors.filter_map(|entry| fs::read_link(entry.path()).ok()).any(|to| to == Path::new("/dev/fuse"))
+        };
+        while !self.processes("keeper").iter().any(|pid| !keeper.contains(pid) && holds(pid)) {
+            assert!(Instant::now() < until, "no new keeper holds the device");
             std::thread::yield_now();
         }
     }
@@ -192,7 +201,20 @@ fn file_system_sees_no_error(file_system: &str, check: &[&str]) {
     let mount = world.mount.to_str().unwrap();
     let device = world.mount(file_system);
     let (writer, written) = write_files(world.mount.clone());
-    let reached = |mark| while written.recv_timeout(HANG).expect("the writer goes on") < mark {};
+    let mut writer = Some(writer);
+    let mut reached = |mark| {
+        loop {
+            match written.recv_timeout(HANG) {
+                Ok(count) if count >= mark => return,
+                Ok(_) => {}
+                Err(RecvTimeoutError::Timeout) => panic!("the writer hangs"),
+                Err(RecvTimeoutError::Disconnected) => {
+                    let ended = writer.take().expect("it ends once").join();
+                    panic!("the writer ends early: {ended:?}\n{}", world.agent_log())
+                }
+            }
+        }
+    };
     for mark in [2500, 7500] {
         reached(mark);
         world.kill("agent", "-KILL");
@@ -200,7 +222,7 @@ fn file_system_sees_no_error(file_system: &str, check: &[&str]) {
         reached(mark + 1000);
         world.kill_keeper();
     }
-    writer.join().unwrap().expect("no I/O error");
+    writer.expect("it goes on").join().unwrap().expect("no I/O error");
     verify(&world.mount);
     world.run(&["detach", "v"]);
     assert_eq!(world.devices(), Vec::<String>::new());

@@ -15,7 +15,7 @@ const MIB: usize = 1 << 20;
 const BLOCK: usize = 4096;
 const SLOT: usize = 64 << 10;
 /// More than what makes a checkpoint, and not twice that: the first part is in its slots, the last only in the log.
-const WRITTEN: usize = 44 * MIB;
+const WRITTEN: usize = 46 * MIB;
 /// Of one request; less than a slot, so that all of it is in the log first.
 const CHUNK: usize = 32 << 10;
 

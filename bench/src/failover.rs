@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
+use crate::processes::signal;
 use crate::targets::{Target, Volume};
 
 const DEPTH: u32 = 16;
@@ -93,21 +94,17 @@ fn under_load(
         let (seen, pid) = (volume.seen()?, volume.pid(&node)?);
         let leader = seen["leader"].as_str().context("the volume has no leader")?;
         let behind = behind(&seen);
-        let signal = |name: &str| -> Result<()> {
-            ensure!(Command::new("kill").args([name, &pid.to_string()]).status()?.success(), "no process {pid}");
-            Ok(())
-        };
         let at = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?.as_millis() as u64;
         struck.push(Struck { at, led: leader == node, node, behind });
         match fault {
             Fault::Kill => {
-                signal("-KILL")?;
+                signal("-KILL", pid)?;
                 sleep(AWAY);
             }
             Fault::Stop => {
-                signal("-STOP")?;
+                signal("-STOP", pid)?;
                 sleep(AWAY);
-                signal("-CONT")?;
+                signal("-CONT", pid)?;
             }
         }
     }

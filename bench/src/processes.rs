@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// Linux counts processor time in these, on every architecture it runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -68,4 +69,11 @@ pub fn with_argument(word: &Path) -> Result<Vec<Process>> {
         }
     }
     Ok(found)
+}
+
+/// `name`: as kill(1) takes it. There is no safe call for it in the standard library.
+pub fn signal(name: &str, pid: u32) -> Result<()> {
+    let status = Command::new("kill").args([name, &pid.to_string()]).status().context("kill")?;
+    ensure!(status.success(), "no process {pid}");
+    Ok(())
 }

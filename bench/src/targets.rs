@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::processes::{Process, resident_mib, with_argument};
+use crate::processes::{Process, resident_mib, signal, with_argument};
 
 const START_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -147,10 +147,11 @@ impl Volume {
         nodes.map(|node| Ok(node["name"].as_str().context("a name")?.to_owned())).collect()
     }
 
-    pub fn pid(&self, name: &str) -> Result<u64> {
+    pub fn pid(&self, name: &str) -> Result<u32> {
         let file = self.file()?;
         let node = file["nodes"].as_array().and_then(|nodes| nodes.iter().find(|node| node["name"] == name));
-        node.and_then(|node| node["pid"].as_u64()).filter(|pid| *pid > 1).with_context(|| format!("{name} runs not"))
+        let pid = node.and_then(|node| node["pid"].as_u64()).filter(|pid| *pid > 1);
+        Ok(u32::try_from(pid.with_context(|| format!("{name} runs not"))?)?)
     }
 
     /// The volume as `volume get` shows it.
@@ -192,10 +193,9 @@ impl Drop for Volume {
         if let Err(error) = self.holdfast(&["detach", "bench"]) {
             eprintln!("{error:#}");
         }
-        terminate(&self.supervisor);
-        let _ = self.supervisor.wait();
+        end(&mut self.supervisor);
         for process in self.processes().unwrap_or_default() {
-            let _ = Command::new("kill").arg(process.pid.to_string()).status();
+            let _ = signal("-TERM", process.pid);
         }
     }
 }
@@ -204,13 +204,8 @@ fn over_nbd(socket: &Path) -> Vec<String> {
     vec!["--ioengine=nbd".into(), format!("--uri=nbd+unix:///?socket={}", socket.display())]
 }
 
-fn terminate(process: &Child) {
-    // There is no safe call for it in the standard library.
-    let _ = Command::new("kill").arg(process.id().to_string()).status();
-}
-
 fn end(process: &mut Child) {
-    terminate(process);
+    let _ = signal("-TERM", process.id());
     let _ = process.wait();
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use crate::harness::{Cluster, holdfast, signal, wait_for};
-use crate::model::Model;
 use crate::workload::{End, Outcome, Workload, verify};
 
 /// 32 MiB of the volume are used: every block is written and read several times.
@@ -19,18 +18,10 @@ fn finish(cluster: &Cluster, what: &str, workload: Workload) {
     assert!(longest_gap < GAP_MAX, "a gap of {longest_gap:?}");
 }
 
-fn start(cluster: &Cluster, seed: u64) -> Workload {
-    cluster.must(&["volume", "create", "v", "--size", "256Mi"]);
-    let socket = cluster.attach("v", "local", &[]);
-    let workload = Workload::start(&socket, Model::new(BLOCKS), seed);
-    workload.wait_completed(100);
-    workload
-}
-
 #[test]
 fn a_killed_leader_and_then_a_killed_follower_cost_no_error() {
     let cluster = Cluster::start(&[]);
-    let workload = start(&cluster, 1);
+    let workload = Workload::start_on(&cluster, BLOCKS, 1);
     let leader = cluster.leader("v");
     let old = cluster.kill(&leader);
     workload.wait_completed(200);
@@ -48,7 +39,7 @@ fn a_killed_leader_and_then_a_killed_follower_cost_no_error() {
 #[test]
 fn a_stopped_leader_is_replaced_and_serves_nothing_stale_when_it_continues() {
     let cluster = Cluster::start(&[]);
-    let workload = start(&cluster, 2);
+    let workload = Workload::start_on(&cluster, BLOCKS, 2);
     let leader = cluster.leader("v");
     let pid = cluster.pid(&leader);
     signal(pid, libc::SIGSTOP);
@@ -72,7 +63,7 @@ fn a_stopped_leader_is_replaced_and_serves_nothing_stale_when_it_continues() {
 #[test]
 fn a_node_that_is_told_to_end_hands_over_and_closes_its_disk() {
     let cluster = Cluster::start(&[]);
-    let workload = start(&cluster, 4);
+    let workload = Workload::start_on(&cluster, BLOCKS, 4);
     let leader = cluster.leader("v");
     let node = |verb: &str| {
         let output = holdfast().args(["dev", "node", verb, &leader, "--dir"]).arg(cluster.dir()).output();

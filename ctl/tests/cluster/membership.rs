@@ -11,14 +11,6 @@ use crate::workload::{End, Outcome, Workload, verify};
 /// 16 MiB of the volume are used.
 const BLOCKS: usize = 4096;
 
-fn start(cluster: &Cluster, seed: u64) -> Workload {
-    cluster.must(&["volume", "create", "v", "--size", "256Mi"]);
-    let socket = cluster.attach("v", "local", &[]);
-    let workload = Workload::start(&socket, Model::new(BLOCKS), seed);
-    workload.wait_completed(100);
-    workload
-}
-
 fn finish(workload: Workload) -> Model {
     let Outcome { model, end, completed, longest_gap } = workload.stop();
     assert_eq!(end, End::Stopped);
@@ -57,7 +49,7 @@ fn metadata_members(cluster: &Cluster) -> Vec<String> {
 #[test]
 fn a_node_whose_folder_is_deleted_comes_back_as_a_new_member_by_itself() {
     let cluster = Cluster::start(&[]);
-    let workload = start(&cluster, 11);
+    let workload = Workload::start_on(&cluster, BLOCKS, 11);
     let victim = cluster.leader("v");
     let former = disks(&node(&cluster, &victim));
     fs::remove_dir_all(cluster.dir().join(&victim)).expect("the folder goes");
@@ -88,7 +80,7 @@ fn a_node_whose_folder_is_deleted_comes_back_as_a_new_member_by_itself() {
 #[test]
 fn a_removed_node_leaves_nothing_behind_that_anybody_needs() {
     let cluster = Cluster::start(&["--nodes", "4"]);
-    let workload = start(&cluster, 12);
+    let workload = Workload::start_on(&cluster, BLOCKS, 12);
     let victim = cluster.leader("v");
     cluster.must(&["node", "remove", &victim]);
     workload.wait_completed(100);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::harness::SOON;
+use crate::harness::{Cluster, SOON};
 use crate::model::{BLOCK, Extent, Model, random};
 use crate::nbd::{self, FLUSH, FUA, READ, Receiver, Sender, WRITE};
 
@@ -72,6 +72,15 @@ impl Workload {
     /// `seed` chooses what is read and written, not when.
     pub fn start(socket: &Path, model: Model, seed: u64) -> Workload {
         Self::start_at(GENTLE, socket, model, seed)
+    }
+
+    /// On a volume made for it, `v`, attached by the agent `local`; with something done already.
+    pub fn start_on(cluster: &Cluster, blocks: usize, seed: u64) -> Workload {
+        cluster.must(&["volume", "create", "v", "--size", "256Mi"]);
+        let socket = cluster.attach("v", "local", &[]);
+        let workload = Workload::start(&socket, Model::new(blocks), seed);
+        workload.wait_completed(100);
+        workload
     }
 
     pub fn start_at(bytes_per_second: u64, socket: &Path, model: Model, seed: u64) -> Workload {

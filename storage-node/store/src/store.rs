@@ -187,10 +187,12 @@ impl Store {
 
     /// Whether an append that needs so many blocks would find them; see [`crate::chunk::blocks_for_payload`].
     pub fn room_for(&mut self, blocks: u64) -> Room {
-        let room = match self.chunks.has_room(blocks) {
-            true => Room::Now,
-            false if self.chunks.is_out_of_room(blocks) => Room::Never,
-            false => Room::Later,
+        let room = if self.chunks.has_room(blocks) {
+            Room::Now
+        } else if self.chunks.may_get_room() {
+            Room::Later
+        } else {
+            Room::Never
         };
         self.settle();
         room

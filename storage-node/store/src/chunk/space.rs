@@ -87,14 +87,13 @@ impl Chunks {
         has_room
     }
 
-    /// Whether there is no room for so many blocks, and nothing is under way that may give some back.
-    pub fn is_out_of_room(&self, blocks: u64) -> bool {
-        self.available_blocks() < blocks + self.reserve_blocks()
-            && self.reserved_blocks == 0
-            && self.commit.is_none()
-            && self.commits.is_empty()
-            && self.frees.is_empty()
-            && self.groups.values().all(|group| group.active.is_empty() && group.frozen.is_none())
+    /// Whether something is under way that may give room back.
+    pub fn may_get_room(&self) -> bool {
+        self.reserved_blocks > 0
+            || self.commit.is_some()
+            || !self.commits.is_empty()
+            || !self.frees.is_empty()
+            || self.groups.values().any(|group| !group.active.is_empty() || group.frozen.is_some())
     }
 
     /// Takes back the promises to entries from `index` on: they were truncated, or their append was refused.

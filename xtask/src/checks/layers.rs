@@ -27,13 +27,13 @@ enum Kind {
 const LAYERS: [Layer; 21] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
-    Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
+    Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror", "twox-hash"]) },
     Layer {
         name: "holdfast-consensus",
         knows: &["holdfast-id", "holdfast-planted"],
         kind: Kind::Closed(&["thiserror"]),
     },
-    Layer { name: "holdfast-store", knows: &["holdfast-id", "holdfast-planted"], kind: Kind::Rim },
+    Layer { name: "holdfast-store", knows: &["holdfast-block", "holdfast-id", "holdfast-planted"], kind: Kind::Rim },
     Layer { name: "holdfast-metadata", knows: &["holdfast-id"], kind: Kind::Pure },
     Layer { name: "holdfast-fuse", knows: &["holdfast-block"], kind: Kind::Pure },
     Layer { name: "holdfast-nbd", knows: &["holdfast-block"], kind: Kind::Pure },
@@ -55,7 +55,7 @@ const LAYERS: [Layer; 21] = [
     },
     Layer {
         name: "holdfast-replica",
-        knows: &["holdfast-consensus", "holdfast-id", "holdfast-planted", "holdfast-store"],
+        knows: &["holdfast-block", "holdfast-consensus", "holdfast-id", "holdfast-planted", "holdfast-store"],
         kind: Kind::Pure,
     },
     Layer {

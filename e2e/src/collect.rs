@@ -17,7 +17,10 @@ pub async fn collect(environment: &Environment<'_>, name: &str) -> Result<PathBu
     let folder = environment.run.artifacts.join(name.replace([' ', '/'], "-"));
     fs::create_dir_all(&folder)?;
     let questions: [(&str, &[&str]); 7] = [
-        ("objects.txt", &["get", "stc,volumes,storagenodes,storagedisks,pods,pvc,pv,volumeattachments,nodes", "-A", "-o", "wide"]),
+        (
+            "objects.txt",
+            &["get", "stc,volumes,storagenodes,storagedisks,pods,pvc,pv,volumeattachments,nodes", "-A", "-o", "wide"],
+        ),
         ("holdfast.yaml", &["get", "stc,volumes,storagenodes,storagedisks", "-A", "-o", "yaml"]),
         ("claims.yaml", &["get", "pvc,pv,volumeattachments,csinodes", "-A", "-o", "yaml"]),
         ("events.txt", &["get", "events", "-A", "--sort-by=.lastTimestamp"]),
@@ -32,7 +35,8 @@ pub async fn collect(environment: &Environment<'_>, name: &str) -> Result<PathBu
         let pods = kubectl(&["get", "pods", "-n", namespace, "-o", "name"]).await.unwrap_or_default();
         for pod in pods.lines() {
             for (suffix, previous) in [("log", "--previous=false"), ("previous.log", "--previous=true")] {
-                let log = kubectl(&["logs", "-n", namespace, pod, "--all-containers", "--prefix", TAIL, previous]).await;
+                let log =
+                    kubectl(&["logs", "-n", namespace, pod, "--all-containers", "--prefix", TAIL, previous]).await;
                 if !(previous.ends_with("true") && log.is_err()) {
                     write(&folder, &format!("{}.{suffix}", pod.replace('/', "-")), log)?;
                 }

@@ -63,8 +63,19 @@ impl<'a> Environment<'a> {
         let verb = if releases.lines().any(|release| release == RELEASE) { "upgrade" } else { "install" };
         let (repository, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
         let arguments = [
-            verb, RELEASE, chart, "--namespace", SYSTEM, "--create-namespace", "--set", &repository, "--set", &tag, "--wait",
-            "--timeout", "10m",
+            verb,
+            RELEASE,
+            chart,
+            "--namespace",
+            SYSTEM,
+            "--create-namespace",
+            "--set",
+            &repository,
+            "--set",
+            &tag,
+            "--wait",
+            "--timeout",
+            "10m",
         ];
         run("helm", &arguments, LATE).await?;
         println!("helm {verb}: {:.1} s", started.elapsed().as_secs_f64());
@@ -98,8 +109,15 @@ impl<'a> Environment<'a> {
         let left: Vec<String> = claims.list(&ListParams::default()).await?.iter().map(|c| c.name_any()).collect();
         ensure!(left.is_empty(), "deletionPolicy Delete left claims: {left:?}");
         run("helm", &["uninstall", RELEASE, "--namespace", SYSTEM, "--wait"], LATE).await?;
-        kubectl(&["delete", "crd", "--ignore-not-found", "storageclusters.holdfast.dev", "volumes.holdfast.dev",
-            "storagenodes.holdfast.dev", "storagedisks.holdfast.dev"])
+        kubectl(&[
+            "delete",
+            "crd",
+            "--ignore-not-found",
+            "storageclusters.holdfast.dev",
+            "volumes.holdfast.dev",
+            "storagenodes.holdfast.dev",
+            "storagedisks.holdfast.dev",
+        ])
         .await?;
         run("kubectl", &["delete", "namespace", WORK, SYSTEM, "--ignore-not-found"], LATE).await?;
         leftovers::none(self).await
@@ -130,7 +148,8 @@ impl<'a> Environment<'a> {
     /// The Volume behind a claim, which is bound.
     pub async fn volume_of(&self, claim: &str) -> Result<Volume> {
         let claims: Api<PersistentVolumeClaim> = self.work();
-        let volume = claims.get(claim).await?.spec.and_then(|spec| spec.volume_name).context("the claim is not bound")?;
+        let volume =
+            claims.get(claim).await?.spec.and_then(|spec| spec.volume_name).context("the claim is not bound")?;
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
         let source = volumes.get(&volume).await?.spec.and_then(|spec| spec.csi).context("no CSI volume")?;
         Ok(self.volumes().get(&source.volume_handle).await?)
@@ -140,10 +159,8 @@ impl<'a> Environment<'a> {
     pub async fn copies_of(&self, claim: &str) -> Result<Copies> {
         let nodes: Api<StorageNode> = self.system();
         let nodes = nodes.list(&ListParams::default()).await?;
-        let machines: BTreeMap<String, String> = nodes
-            .iter()
-            .filter_map(|node| Some((node.name_any(), node.status.as_ref()?.node.clone()?)))
-            .collect();
+        let machines: BTreeMap<String, String> =
+            nodes.iter().filter_map(|node| Some((node.name_any(), node.status.as_ref()?.node.clone()?))).collect();
         let status = self.volume_of(claim).await?.status.unwrap_or_default();
         let mut copies = Copies::default();
         for replica in status.replicas {
@@ -208,7 +225,9 @@ impl<'a> Environment<'a> {
         until(&format!("the writer of {claim} is gone"), SOON, async || {
             Ok(match (sets.get_opt(claim).await?, pods.get_opt(&format!("{claim}-0")).await?) {
                 (None, None) => Seen::Done(()),
-                (_, pod) => Seen::Not(format!("pod {:?}", pod.and_then(|pod| pod.status).and_then(|status| status.phase))),
+                (_, pod) => {
+                    Seen::Not(format!("pod {:?}", pod.and_then(|pod| pod.status).and_then(|status| status.phase)))
+                }
             })
         })
         .await

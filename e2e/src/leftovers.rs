@@ -1,8 +1,8 @@
 //! What volumes that are gone must not leave on nodes.
 
 use anyhow::Result;
-use kube::api::ListParams;
 use kube::ResourceExt as _;
+use kube::api::ListParams;
 
 use crate::command::on_node;
 use crate::environment::{Environment, SOON};

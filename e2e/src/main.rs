@@ -67,7 +67,9 @@ pub struct Run {
 
 fn main() -> Result<()> {
     match Arguments::parse().verb {
-        Verb::Run(run) => tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(lanes::run(&run)),
+        Verb::Run(run) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(lanes::run(&run))
+        }
         Verb::Write(options) => writer::run(&options),
     }
 }

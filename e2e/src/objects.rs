@@ -58,11 +58,17 @@ pub fn writer(claim: &str, mode: Mode, image: &str, node: Option<&str>) -> Resul
     let labels = json!({"app": "writer", "writer": claim});
     let log = format!("{LOGS}/{claim}.log");
     let (path, mount) = match mode {
-        Mode::Filesystem => ("/volume/data", json!({"volumeMounts": [
-            {"name": "volume", "mountPath": "/volume"}, {"name": "logs", "mountPath": LOGS}]})),
-        Mode::Block => ("/dev/volume", json!({
+        Mode::Filesystem => (
+            "/volume/data",
+            json!({"volumeMounts": [
+            {"name": "volume", "mountPath": "/volume"}, {"name": "logs", "mountPath": LOGS}]}),
+        ),
+        Mode::Block => (
+            "/dev/volume",
+            json!({
             "volumeDevices": [{"name": "volume", "devicePath": "/dev/volume"}],
-            "volumeMounts": [{"name": "logs", "mountPath": LOGS}]})),
+            "volumeMounts": [{"name": "logs", "mountPath": LOGS}]}),
+        ),
     };
     let mut container = json!({
         "name": "writer",

@@ -68,6 +68,14 @@ impl Progress {
             .unwrap_or(0)
     }
 
+    /// The last write that the last writer found when it began.
+    pub fn verified(&self) -> Option<u64> {
+        self.lines.iter().rev().find_map(|line| match line.event {
+            Event::Verified { number } => Some(number),
+            _ => None,
+        })
+    }
+
     /// How often a writer began on what others had written.
     pub fn starts(&self) -> usize {
         self.lines.iter().filter(|line| matches!(line.event, Event::Verified { .. })).count()

@@ -24,7 +24,7 @@ pub fn run(workspace: &Workspace, options: &Options, arguments: &Arguments) -> R
     let [image, tests] = &images;
     let chart = workspace.root.join("charts/holdfast").display().to_string();
     let artifacts = workspace.target.join("e2e").display().to_string();
-    let mut words = vec!["--image", image, "--tests-image", tests, "--chart", &chart, "--artifacts", &artifacts];
+    let mut words = vec!["run", "--image", image, "--tests-image", tests, "--chart", &chart, "--artifacts", &artifacts];
     words.extend(arguments.lane.iter().flat_map(|lane| ["--lane", lane]));
     words.extend(arguments.further.iter().map(String::as_str));
     cluster.step("lanes", image::program(workspace, image::TESTS), &words).run()

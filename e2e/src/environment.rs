@@ -140,9 +140,13 @@ impl<'a> Environment<'a> {
 
     /// The nodes that pods may run on.
     pub async fn workers(&self) -> Result<Vec<String>> {
+        self.nodes("!node-role.kubernetes.io/control-plane").await
+    }
+
+    /// The nodes with these labels.
+    pub async fn nodes(&self, selector: &str) -> Result<Vec<String>> {
         let nodes: Api<Node> = Api::all(self.client.clone());
-        let selector = ListParams::default().labels("!node-role.kubernetes.io/control-plane");
-        Ok(nodes.list(&selector).await?.iter().map(|node| node.name_any()).collect())
+        Ok(nodes.list(&ListParams::default().labels(selector)).await?.iter().map(|node| node.name_any()).collect())
     }
 
     /// The Volume behind a claim, which is bound.

@@ -101,7 +101,7 @@ async fn kill_storage_node(environment: &Environment<'_>, leader: bool) -> Resul
     let leads = copies.leader.context("nobody leads")?;
     let name =
         if leader { &leads } else { copies.machines.keys().find(|name| **name != leads).context("nobody follows")? };
-    kill(&copies.machines[name], &format!("holdfast storage-node .*--name {name}")).await
+    kill(&copies.machines[name], &format!("holdfast storage-node .*--name={name} .*")).await
 }
 
 async fn kill_beside_writer(environment: &Environment<'_>, command_line: &str) -> Result<()> {
@@ -191,7 +191,8 @@ async fn update_agents(environment: &Environment<'_>) -> Result<()> {
 async fn upgrade(environment: &Environment<'_>) -> Result<()> {
     let image = &environment.run.image;
     let next = format!("{image}-next");
-    for node in environment.workers().await? {
+    // Agents run on the control plane too.
+    for node in environment.nodes("").await? {
         let name = |image: &str| format!("docker.io/library/{image}");
         let tag = ["ctr", "--namespace", "k8s.io", "images", "tag", "--force", &name(image), &name(&next)].join(" ");
         on_node(&node, &tag).await?;
@@ -229,11 +230,10 @@ async fn drain(environment: &Environment<'_>) -> Result<()> {
 }
 
 async fn api_server_away(environment: &Environment<'_>) -> Result<()> {
-    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(environment.client.clone());
-    let selector = ListParams::default().labels("node-role.kubernetes.io/control-plane");
-    let node = nodes.list(&selector).await?.items.pop().context("no control plane")?.name_any();
+    let control_plane = "node-role.kubernetes.io/control-plane";
+    let node = environment.nodes(control_plane).await?.pop().context("no control plane")?;
     on_node(&node, &format!("mv {API_SERVER} /root/kube-apiserver.yaml")).await?;
     sleep(API_AWAY).await;
     on_node(&node, &format!("mv /root/kube-apiserver.yaml {API_SERVER}")).await?;
-    until("the API server is back", LATE, async || Ok(Seen::Done(nodes.list(&selector).await.map(drop)?))).await
+    until("the API server is back", LATE, async || Ok(Seen::Done(environment.nodes(control_plane).await.map(drop)?))).await
 }

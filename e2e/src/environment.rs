@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use holdfast_crds::{StorageCluster, StorageDisk, StorageNode, Volume};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::StatefulSet;
@@ -106,8 +106,11 @@ impl<'a> Environment<'a> {
         })
         .await?;
         let claims: Api<PersistentVolumeClaim> = self.system();
-        let left: Vec<String> = claims.list(&ListParams::default()).await?.iter().map(|c| c.name_any()).collect();
-        ensure!(left.is_empty(), "deletionPolicy Delete left claims: {left:?}");
+        until("deletionPolicy Delete leaves no claim", LATE, async || {
+            let left: Vec<String> = claims.list(&ListParams::default()).await?.iter().map(|c| c.name_any()).collect();
+            Ok(if left.is_empty() { Seen::Done(()) } else { Seen::Not(format!("{left:?}")) })
+        })
+        .await?;
         run("helm", &["uninstall", RELEASE, "--namespace", SYSTEM, "--wait"], LATE).await?;
         kubectl(&[
             "delete",

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::wait::{Seen, until};
 
 /// For what takes seconds where the machine is idle. Limits are no expectations: they end tests of what hangs.
-pub const SOON: Duration = Duration::from_secs(120);
+pub const SOON: Duration = Duration::from_secs(300);
 /// For what starts many containers one after the other.
 pub const LATE: Duration = Duration::from_secs(900);
 const RELEASE: &str = "holdfast";
@@ -211,7 +211,7 @@ impl<'a> Environment<'a> {
     /// Waits until the writer's pod runs, and returns its node.
     pub async fn writer_runs(&self, claim: &str) -> Result<String> {
         let pods: Api<Pod> = self.work();
-        until(&format!("the writer of {claim} runs"), SOON * 3, async || {
+        until(&format!("the writer of {claim} runs"), SOON, async || {
             let Some(pod) = pods.get_opt(&format!("{claim}-0")).await? else { return Ok(Seen::Not("no pod".into())) };
             let status = pod.status.unwrap_or_default();
             let phase = status.phase.unwrap_or_default();

@@ -18,7 +18,7 @@ const NOBODY: u32 = 65534;
 /// ClusterRoles of the chart.
 const CONTROLLER_ROLE: &str = "holdfast-csi-controller";
 /// What the provisioner may do in its own namespace.
-const CAPACITY_ROLE: &str = "holdfast-csi-controller-capacity";
+const CAPACITY_ROLE: &str = "holdfast-csi-controller-namespaced";
 
 pub(super) fn build(inputs: &Inputs<'_>) -> Vec<Object> {
     let mut objects = vec![driver(inputs), inputs.service_account("csi-node"), inputs.service_account(CONTROLLER)];
@@ -72,6 +72,11 @@ fn controller(inputs: &Inputs<'_>) -> Object {
         inputs.container("driver", &["/usr/bin/holdfast-csi"], &arguments),
         json!({
             "ports": [{ "name": "http", "containerPort": CSI_CONTROLLER_HTTP_PORT, "protocol": "TCP" }],
+            // For people: `kubectl exec deploy/... -c driver -- holdfast status`.
+            "env": [
+                { "name": "HOLDFAST_API", "value": layout.api_of_all() },
+                { "name": "HOLDFAST_PKI", "value": "/pki" },
+            ],
             "livenessProbe": probe(CSI_CONTROLLER_HTTP_PORT, 6),
             "securityContext": unprivileged(),
             "volumeMounts": [

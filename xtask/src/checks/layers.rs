@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 21] = [
+const LAYERS: [Layer; 22] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
@@ -90,6 +90,7 @@ const LAYERS: [Layer; 21] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-api", knows: &["holdfast-transport"], kind: Kind::Rim },
+    Layer { name: "holdfast-cluster-client", knows: &["holdfast-api", "holdfast-transport"], kind: Kind::Rim },
     Layer {
         name: "holdfast-node",
         knows: &[
@@ -125,6 +126,7 @@ const LAYERS: [Layer; 21] = [
         knows: &[
             "holdfast-agent",
             "holdfast-api",
+            "holdfast-cluster-client",
             "holdfast-id",
             "holdfast-node",
             "holdfast-planted",

@@ -10,6 +10,8 @@ pub struct Metrics {
     pub cluster_errors: AtomicU64,
     pub volume_looks: AtomicU64,
     pub volume_errors: AtomicU64,
+    /// There are, in all storage clusters.
+    pub volumes: AtomicU64,
     pub enrolments: AtomicU64,
     pub enrolments_refused: AtomicU64,
 }

@@ -90,6 +90,7 @@ const LAYERS: [Layer; 22] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-api", knows: &["holdfast-transport"], kind: Kind::Rim },
+    Layer { name: "holdfast-cluster-client", knows: &["holdfast-api", "holdfast-transport"], kind: Kind::Rim },
     Layer {
         name: "holdfast-node",
         knows: &[
@@ -125,6 +126,7 @@ const LAYERS: [Layer; 22] = [
         knows: &[
             "holdfast-agent",
             "holdfast-api",
+            "holdfast-cluster-client",
             "holdfast-id",
             "holdfast-node",
             "holdfast-planted",

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 22] = [
+const LAYERS: [Layer; 24] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
@@ -136,6 +136,17 @@ const LAYERS: [Layer; 22] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
+    Layer {
+        name: "holdfast-operator",
+        knows: &[
+            "holdfast-api",
+            "holdfast-cluster-client",
+            "holdfast-crds",
+            "holdfast-id",
+            "holdfast-transport",
+        ],
+        kind: Kind::Rim,
+    },
     Layer { name: "holdfast-bench", knows: &[], kind: Kind::Rim },
     Layer { name: "xtask", knows: &[], kind: Kind::Rim },
 ];

@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, merge, probe};
+use super::{Inputs, merge, probe, with_template_label};
 use crate::cluster::layout::{API_PORT, CLAIM, DATA_DIR, NODE_HTTP_PORT, PEER_PORT};
 use crate::cluster::validate::{Disk, Group};
 use crate::object::{Object, labels, selector};
@@ -67,10 +67,10 @@ fn stateful_set(inputs: &Inputs<'_>, group: &Group) -> Object {
             "updateStrategy": { "type": "OnDelete" },
             "persistentVolumeClaimRetentionPolicy": { "whenDeleted": "Retain", "whenScaled": "Retain" },
             "selector": { "matchLabels": matched },
-            "template": {
+            "template": with_template_label(json!({
                 "metadata": { "labels": pod_labels },
                 "spec": pod(inputs, group),
-            },
+            })),
             "volumeClaimTemplates": [claim(group)],
         }),
     )

@@ -15,6 +15,7 @@
 mod cluster;
 pub mod names;
 mod node;
+pub mod quantity;
 mod volume;
 mod yaml;
 

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 22] = [
+const LAYERS: [Layer; 24] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
@@ -47,6 +47,7 @@ const LAYERS: [Layer; 22] = [
         knows: &["holdfast-block", "holdfast-id", "holdfast-planted", "holdfast-protocol"],
         kind: Kind::Pure,
     },
+    Layer { name: "holdfast-host", knows: &[], kind: Kind::Rim },
     Layer { name: "holdfast-transport", knows: &["holdfast-id"], kind: Kind::Rim },
     Layer {
         name: "holdfast-client",
@@ -125,6 +126,7 @@ const LAYERS: [Layer; 22] = [
         knows: &[
             "holdfast-agent",
             "holdfast-api",
+            "holdfast-host",
             "holdfast-id",
             "holdfast-node",
             "holdfast-planted",
@@ -134,6 +136,18 @@ const LAYERS: [Layer; 22] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
+    Layer {
+        name: "holdfast-csi",
+        knows: &[
+            "holdfast-agent",
+            "holdfast-api",
+            "holdfast-crds",
+            "holdfast-host",
+            "holdfast-id",
+            "holdfast-transport",
+        ],
+        kind: Kind::Rim,
+    },
     Layer { name: "holdfast-bench", knows: &[], kind: Kind::Rim },
     Layer { name: "xtask", knows: &[], kind: Kind::Rim },
 ];

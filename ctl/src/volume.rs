@@ -89,6 +89,7 @@ pub async fn create(cluster: &Cluster, name: &str, size: u64, replicas: u32, blo
         logical_block_bytes: block,
         replicas,
         wait_ready: true,
+        ..v1::CreateVolumeRequest::default()
     };
     let response = cluster.call(|mut client| {
         let request = request.clone();

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod attaching;
 mod core;
 mod intents;
 mod machine;
@@ -19,8 +20,8 @@ mod shard;
 mod volume_group;
 
 pub use admin::{
-    AdminError, AdminReply, AdminRequest, LastRepair, LogDamageReport, NewVolume, RepairReport, ReplicaReport,
-    ScrubReport, ShardReport, VolumeReport,
+    AdminError, AdminReply, AdminRequest, AttachVolume, LastRepair, LogDamageReport, NewVolume, RepairReport,
+    ReplicaReport, ScrubReport, ShardReport, VolumeReport,
 };
 pub use core::{ClientId, Effects, NodeAddress, ReplicaNodes};
 pub use scrub::ScrubOptions;

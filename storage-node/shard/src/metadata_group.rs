@@ -119,6 +119,7 @@ impl MetadataGroup {
             AdminRequest::CreateVolume(new) => self.read(core, Read::Create { token, new }),
             AdminRequest::Catalogue => self.read(core, Read::Admin(token)),
             AdminRequest::Found { .. } | AdminRequest::Report => unreachable!("answered by the shard itself"),
+            AdminRequest::Attach(_) | AdminRequest::Detach { .. } => unreachable!("answered by the volume's replica"),
         }
     }
 

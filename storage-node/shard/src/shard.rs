@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::{PairEvent, PairOptions, Pairs};
 use holdfast_consensus::{Options as RaftOptions, Timestamp};
-use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_id::{GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::Catalogue;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
@@ -398,6 +398,12 @@ impl Shard {
                 self.core.effects.admin.push((token, AdminReply::Report(report)));
             }
             (AdminRequest::Found { founders }, _) => self.found(token, &founders),
+            (AdminRequest::Attach(attach), _) => {
+                self.on_volume_admin(token, attach.volume, |group, core| group.on_attach(core, token, attach));
+            }
+            (AdminRequest::Detach { volume, epoch }, _) => {
+                self.on_volume_admin(token, volume, |group, core| group.on_detach(core, token, epoch));
+            }
             (request, Some(metadata)) => {
                 self.core.touched.insert(metadata.group());
                 metadata.on_admin(&mut self.core, token, request);
@@ -406,6 +412,17 @@ impl Shard {
                 let reply = AdminReply::Failed(AdminError::NotLeader { leader: None });
                 self.core.effects.admin.push((token, reply));
             }
+        }
+    }
+
+    fn on_volume_admin(&mut self, token: u64, volume: VolumeId, call: impl FnOnce(&mut VolumeGroup, &mut Core)) {
+        let group = GroupId::first(volume);
+        match self.volumes.get_mut(&group) {
+            Some(volume) => {
+                self.core.touched.insert(group);
+                call(volume, &mut self.core);
+            }
+            None => self.core.effects.admin.push((token, AdminReply::Failed(AdminError::NoReplica))),
         }
     }
 
@@ -644,7 +661,7 @@ fn fold(wide: u128) -> u64 {
     (wide as u64) ^ ((wide >> 64) as u64)
 }
 
-fn request_volume(request: &Request) -> holdfast_id::VolumeId {
+fn request_volume(request: &Request) -> VolumeId {
     match request {
         Request::Attach { volume, .. }
         | Request::OpenSession { volume, .. }

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 24] = [
+const LAYERS: [Layer; 25] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
@@ -91,6 +91,7 @@ const LAYERS: [Layer; 24] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-api", knows: &["holdfast-transport"], kind: Kind::Rim },
+    Layer { name: "holdfast-cluster-client", knows: &["holdfast-api", "holdfast-transport"], kind: Kind::Rim },
     Layer {
         name: "holdfast-node",
         knows: &[
@@ -126,6 +127,7 @@ const LAYERS: [Layer; 24] = [
         knows: &[
             "holdfast-agent",
             "holdfast-api",
+            "holdfast-cluster-client",
             "holdfast-host",
             "holdfast-id",
             "holdfast-node",
@@ -141,6 +143,7 @@ const LAYERS: [Layer; 24] = [
         knows: &[
             "holdfast-agent",
             "holdfast-api",
+            "holdfast-cluster-client",
             "holdfast-crds",
             "holdfast-host",
             "holdfast-id",

@@ -1,6 +1,6 @@
 //! Between the words of the API and those of the layers below.
 
-use holdfast_api::refusal::refuse;
+use holdfast_api::refusal::{NOT_LEADER, refuse};
 use holdfast_api::v1;
 use holdfast_consensus::Standing;
 use holdfast_id::{DiskId, NodeId, ReplicaId};
@@ -8,7 +8,7 @@ use holdfast_metadata::catalogue::{Catalogue, Disk, DiskState, Node, NodeState, 
 use holdfast_metadata::reason::Reason;
 use holdfast_metadata::{Outcome, Refusal};
 use holdfast_replica::rebuild::{RebuildPhase, RebuildProgress};
-use holdfast_shard::{AdminReply, NodeAddress, ReplicaReport};
+use holdfast_shard::{AdminError, AdminReply, NodeAddress, ReplicaReport};
 use std::str::FromStr;
 use tonic::{Code, Status};
 
@@ -64,6 +64,22 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
         | Refusal::Unsafe { .. } => Code::FailedPrecondition,
     };
     refuse(code, refusal.code(), &refusal.to_string())
+}
+
+/// Who does not lead says so with a hint, which takes more than the error.
+pub(crate) fn failed(error: &AdminError) -> Status {
+    let (code, reason) = match error {
+        AdminError::NotLeader { .. } => (Code::Unavailable, NOT_LEADER),
+        AdminError::NotAFounder | AdminError::FoundedOtherwise | AdminError::Founders(_) | AdminError::Disk { .. } => {
+            (Code::FailedPrecondition, "Refused")
+        }
+        AdminError::NoReplica => (Code::NotFound, "NoReplica"),
+        AdminError::Holder { .. } => (Code::InvalidArgument, "InvalidArgument"),
+        AdminError::Held { .. } => (Code::FailedPrecondition, "Held"),
+        AdminError::UnknownEpoch { .. } => (Code::FailedPrecondition, "UnknownEpoch"),
+        AdminError::AttachmentUnderWay => (Code::Unavailable, "AttachmentUnderWay"),
+    };
+    refuse(code, reason, &error.to_string())
 }
 
 pub(crate) fn role(replica: &ReplicaReport) -> v1::ReplicaRole {
@@ -155,6 +171,7 @@ pub(crate) fn disk(id: DiskId, disk: &Disk, placed: Placed) -> v1::ClusterDisk {
         placed_bytes: placed.bytes,
         replicas: placed.replicas,
         life: disk_life(disk.state).into(),
+        placeable_bytes: disk.placeable_bytes(placed),
         health: None,
     }
 }

@@ -112,12 +112,29 @@ impl Cluster {
         self.shards.iter().position(|shard| shard.leads(group))
     }
 
-    fn ask(&mut self, number: usize, request: AdminRequest) -> AdminReply {
-        self.token += 1;
-        let token = self.token;
-        self.step(number, vec![Event::Admin { token, request }]);
+    /// Asks all of it in one step; returns the tokens of the answers.
+    pub fn tell(&mut self, number: usize, requests: Vec<AdminRequest>) -> Vec<u64> {
+        let first = self.token + 1;
+        self.token += requests.len() as u64;
+        let tokens: Vec<u64> = (first..=self.token).collect();
+        let asked = tokens.iter().zip(requests).map(|(token, request)| Event::Admin { token: *token, request });
+        let events = asked.collect();
+        self.step(number, events);
+        tokens
+    }
+
+    pub fn take_answer(&mut self, token: u64) -> Option<AdminReply> {
+        self.answers.remove(&token)
+    }
+
+    pub fn answer(&mut self, token: u64) -> AdminReply {
         self.run_until("an answer", |cluster| cluster.answers.contains_key(&token));
         self.answers.remove(&token).unwrap()
+    }
+
+    pub fn ask(&mut self, number: usize, request: AdminRequest) -> AdminReply {
+        let token = self.tell(number, vec![request])[0];
+        self.answer(token)
     }
 
     fn ask_leader(&mut self, request: AdminRequest) -> AdminReply {

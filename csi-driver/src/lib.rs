@@ -19,6 +19,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capability;
+pub mod controller;
 pub mod http;
 pub mod identity;
 pub mod locks;

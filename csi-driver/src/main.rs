@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use holdfast_crds::ClusterRef;
+use holdfast_csi::controller::cluster::Cluster;
+use holdfast_csi::controller::{ClusterReady, Controller, Inner};
 use holdfast_csi::identity::Identity;
 use holdfast_csi::metrics::Metrics;
 use holdfast_csi::node::volumes::Folders;
@@ -23,8 +26,29 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Mode {
+    /// Serve the sidecars of one StorageCluster: provisioner, attacher, resizer
+    Controller(ControllerOptions),
     /// Serve the volumes of this machine to its kubelet
     Node(NodeOptions),
+}
+
+#[derive(Args)]
+struct ControllerOptions {
+    /// Where the sidecars find it
+    #[arg(long, value_name = "PATH", default_value = "/csi/csi.sock")]
+    endpoint: PathBuf,
+    /// The StorageCluster whose volumes it serves
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = cluster_ref)]
+    cluster: ClusterRef,
+    /// Control APIs of storage nodes of that cluster, HOST:PORT; one that answers is enough
+    #[arg(long, value_name = "ADDRESS", required = true, value_delimiter = ',')]
+    api: Vec<String>,
+    /// Folder with ca.pem, and with tls.pem and tls.key of role admin
+    #[arg(long, value_name = "DIR")]
+    pki: PathBuf,
+    /// Serve /healthz and /metrics here
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
 }
 
 #[derive(Args)]
@@ -56,9 +80,33 @@ fn main() -> Result<()> {
         .context("start the runtime")?;
     runtime.block_on(async {
         match arguments.mode {
+            Mode::Controller(options) => serve_controller(options).await,
             Mode::Node(options) => serve_node(options).await,
         }
     })
+}
+
+fn cluster_ref(text: &str) -> Result<ClusterRef, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(ClusterRef { namespace: namespace.to_owned(), name: name.to_owned() })
+        }
+        _ => Err(format!("{text:?} is not NAMESPACE/NAME")),
+    }
+}
+
+async fn serve_controller(options: ControllerOptions) -> Result<()> {
+    let shutdown = server::shutdown()?;
+    let metrics = Arc::new(Metrics::default());
+    if let Some(address) = options.http {
+        http::bind(address, metrics.clone()).await.with_context(|| format!("serve HTTP on {address}"))?;
+    }
+    let kubernetes = kube::Client::try_default().await.context("find the Kubernetes API")?;
+    let inner = Inner::new(options.cluster, kubernetes, Cluster::new(options.api, options.pki));
+    let routes = tonic::service::Routes::new(Identity::service(Arc::new(ClusterReady(inner.clone()))))
+        .add_service(Controller::service(inner, metrics));
+    tracing::info!(endpoint = %options.endpoint.display(), "the controller service begins");
+    Ok(server::serve(routes, &options.endpoint, shutdown).await?)
 }
 
 async fn serve_node(options: NodeOptions) -> Result<()> {

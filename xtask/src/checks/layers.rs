@@ -147,7 +147,6 @@ const LAYERS: [Layer; 25] = [
             "holdfast-crds",
             "holdfast-host",
             "holdfast-id",
-            "holdfast-transport",
         ],
         kind: Kind::Rim,
     },

@@ -16,7 +16,7 @@ use holdfast_transport::{Options, Transport, TransportError, Versions};
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock;
-use crate::config::{AgentConfig, VolumeSpec};
+use crate::config::{AgentConfig, AttachMode, VolumeSpec};
 use crate::control::{self, Code, Command, ControlConnection, Failure, VolumeState, VolumeStatus};
 use crate::credentials::{self, Credentials, CredentialsError};
 use crate::device::{self, Device, Devices, KEEPER, KEEPER_RETRY};
@@ -518,10 +518,10 @@ impl Agent {
                 }
                 None => Err(Failure { code: Code::NotFound, message: format!("volume {volume} is not attached") }),
             },
-            Command::Detach { volume, force, wait_ms } => match self.volumes.get_mut(&volume) {
+            Command::Detach { volume, force, keep, wait_ms } => match self.volumes.get_mut(&volume) {
                 Some(attached) => {
                     self.dirty.insert(volume);
-                    attached.detach(force, &mut lend!(self, now)).map(|()| (volume, Wanted::Gone, wait_ms))
+                    attached.detach(force, keep, &mut lend!(self, now)).map(|()| (volume, Wanted::Gone, wait_ms))
                 }
                 None => Err(Failure { code: Code::NotFound, message: format!("volume {volume} is not attached") }),
             },
@@ -540,6 +540,12 @@ impl Agent {
     /// Idempotent: what is attached, or about to be, in the way asked for is left alone; what was refused is tried anew.
     fn attach(&mut self, now: Timestamp, spec: VolumeSpec) -> Result<(), Failure> {
         if let Some(volume) = self.volumes.get(&spec.volume) {
+            if let (AttachMode::Resume { epoch }, Some(other)) = (spec.mode, volume.epoch())
+                && epoch != other
+            {
+                let message = format!("epoch {other} of it is attached: detach that first");
+                return Err(Failure { code: Code::Exists, message });
+            }
             if volume.attach_outcome().is_none_or(|outcome| outcome.is_ok()) {
                 if volume.spec.nbd_socket == spec.nbd_socket && volume.spec.device == spec.device {
                     return Ok(());

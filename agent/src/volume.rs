@@ -86,6 +86,8 @@ pub(crate) struct Volume {
     client: Option<Client>,
     stage: Stage,
     detaching: bool,
+    /// The last command to detach leaves the epoch at the cluster.
+    keeps_epoch: bool,
     reason: Option<String>,
     record: Option<Record>,
     socket: Option<ServerSocket>,
@@ -121,6 +123,8 @@ impl Volume {
         token_base: usize,
         context: &mut Context<'_>,
     ) -> Result<Volume, SocketError> {
+        // Epochs only grow: what is recorded is over where a later one was taken for this machine.
+        let record = record.filter(|record| !matches!(spec.mode, AttachMode::Resume { epoch } if epoch > record.epoch));
         let mode = match (record, spec.mode) {
             (Some(record), _) => Mode::Resume { epoch: Epoch(record.epoch) },
             (None, AttachMode::Attach) => Mode::Attach { take_over: false },
@@ -133,6 +137,7 @@ impl Volume {
             client: None,
             stage: if fenced { Stage::Fenced } else { Stage::Opening },
             detaching: false,
+            keeps_epoch: false,
             reason: fenced.then(|| "it was fenced before the agent restarted".into()),
             record,
             socket: None,
@@ -185,6 +190,16 @@ impl Volume {
         self.record
     }
 
+    /// The epoch that is ours, was, or is asked for; `None` while a new one is.
+    pub fn epoch(&self) -> Option<u64> {
+        let asked = match self.spec.mode {
+            AttachMode::Resume { epoch } => Some(epoch),
+            AttachMode::Attach | AttachMode::TakeOver => None,
+        };
+        let epoch = self.client.as_ref().and_then(|client| client.status().epoch).map(|epoch| epoch.0);
+        epoch.or(self.record.map(|record| record.epoch)).or(asked)
+    }
+
     /// Requests without an answer.
     pub fn outstanding(&self) -> usize {
         self.routes.len()
@@ -223,12 +238,11 @@ impl Volume {
             }
             None
         });
-        let epoch = client.as_ref().and_then(|client| client.epoch).map(|epoch| epoch.0);
         VolumeStatus {
             volume: self.spec.volume,
             state: self.state(),
             reason,
-            epoch: epoch.or(self.record.map(|record| record.epoch)),
+            epoch: self.epoch(),
             session: client.as_ref().and_then(|client| client.session).map(|session| session.0),
             leader: client.as_ref().and_then(|client| client.leader),
             term: client.as_ref().map_or(0, |client| client.term.0),
@@ -339,11 +353,13 @@ impl Volume {
         }
     }
 
-    /// Gives the epoch back, or lets go of what has none. Refused while a client uses the device, unless `force`.
+    /// Gives the epoch back unless it is to be kept, or lets go of what has none. Refused while a client uses the
+    /// device, unless `force`.
     ///
     /// A device goes first; [`Volume::on_device`] goes on after it.
-    pub fn detach(&mut self, force: bool, context: &mut Context<'_>) -> Result<(), Failure> {
+    pub fn detach(&mut self, force: bool, keep: bool, context: &mut Context<'_>) -> Result<(), Failure> {
         self.detach_refusal = None;
+        self.keeps_epoch = keep;
         if let (Some(device), Some(devices)) = (&mut self.device, context.devices.as_deref_mut()) {
             if device.is_making() {
                 return Err(Failure { code: Code::InUse, message: "its device is being made".into() });
@@ -355,23 +371,28 @@ impl Volume {
                 .remove(removal, devices)
                 .map_err(|error| Failure { code: Code::Failed, message: format!("cannot start a thread: {error}") });
         }
-        self.give_back(context.now, force, context.recorder)
+        self.give_back(force, context)
     }
 
-    fn give_back(&mut self, now: Timestamp, force: bool, recorder: &Recorder) -> Result<(), Failure> {
+    fn give_back(&mut self, force: bool, context: &mut Context<'_>) -> Result<(), Failure> {
         let users = self.connections.values().filter(|connection| connection.session.is_transmitting()).count();
         match self.stage {
             Stage::Opening | Stage::Recording | Stage::Serving if users > 0 && !force => {
                 let message = format!("{users} connections use the device");
                 return Err(Failure { code: Code::InUse, message });
             }
+            // What it had written is answered, for the device is gone; the session ends when the next one opens.
+            Stage::Opening | Stage::Recording | Stage::Serving if self.keeps_epoch => {
+                self.release(context.peers);
+                self.forget(context.recorder);
+            }
             Stage::Opening | Stage::Recording | Stage::Serving => {
                 self.detaching = true;
                 if let Some(client) = &mut self.client {
-                    client.detach(now);
+                    client.detach(context.now);
                 }
             }
-            Stage::Fenced | Stage::Refused | Stage::Failed => self.forget(recorder),
+            Stage::Fenced | Stage::Refused | Stage::Failed => self.forget(context.recorder),
             Stage::Forgetting | Stage::Gone => {}
         }
         Ok(())
@@ -571,7 +592,7 @@ impl Volume {
             Outcome::Removed(Ok(())) => {
                 self.drop_device(context);
                 // Nobody can use it any more, so nobody is in the way.
-                if let Err(failure) = self.give_back(context.now, true, context.recorder) {
+                if let Err(failure) = self.give_back(true, context) {
                     self.detach_refusal = Some(failure);
                 }
             }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use holdfast_host::file_system::FileSystem;
 use holdfast_id::ClusterId;
 
 #[derive(Parser)]
@@ -208,21 +209,6 @@ pub struct AttachHow {
     /// Mount it at this directory, with a file system made where it has none; needs root
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum FileSystem {
-    Ext4,
-    Xfs,
-}
-
-impl FileSystem {
-    pub fn name(self) -> &'static str {
-        match self {
-            FileSystem::Ext4 => "ext4",
-            FileSystem::Xfs => "xfs",
-        }
-    }
 }
 
 #[derive(Args)]

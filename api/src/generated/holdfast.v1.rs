@@ -1392,6 +1392,9 @@ pub struct ClusterDisk {
     /// What is to become of it.
     #[prost(enumeration = "DiskLife", tag = "7")]
     pub life: i32,
+    /// Bytes that new copies may claim: the capacity less the reserve and what is placed, and no more than is free.
+    #[prost(uint64, tag = "9")]
+    pub placeable_bytes: u64,
     /// What was found broken on it; absent where its node did not answer.
     #[prost(message, optional, tag = "20")]
     pub health: ::core::option::Option<DiskHealth>,

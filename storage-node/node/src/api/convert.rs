@@ -181,6 +181,7 @@ pub(crate) fn disk(id: DiskId, disk: &Disk, placed: Placed) -> v1::ClusterDisk {
         placed_bytes: placed.bytes,
         replicas: placed.replicas,
         life: disk_life(disk.state).into(),
+        placeable_bytes: disk.placeable_bytes(placed),
         health: None,
     }
 }

@@ -17,6 +17,7 @@
 mod cluster;
 pub mod names;
 mod node;
+pub mod quantity;
 mod volume;
 mod yaml;
 

@@ -22,7 +22,6 @@ mod http;
 mod lease;
 mod metrics;
 mod object;
-mod quantity;
 mod settings;
 mod volume;
 

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 24] = [
+const LAYERS: [Layer; 26] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
@@ -47,6 +47,7 @@ const LAYERS: [Layer; 24] = [
         knows: &["holdfast-block", "holdfast-id", "holdfast-planted", "holdfast-protocol"],
         kind: Kind::Pure,
     },
+    Layer { name: "holdfast-host", knows: &[], kind: Kind::Rim },
     Layer { name: "holdfast-transport", knows: &["holdfast-id"], kind: Kind::Rim },
     Layer {
         name: "holdfast-client",
@@ -127,6 +128,7 @@ const LAYERS: [Layer; 24] = [
             "holdfast-agent",
             "holdfast-api",
             "holdfast-cluster-client",
+            "holdfast-host",
             "holdfast-id",
             "holdfast-node",
             "holdfast-planted",
@@ -144,6 +146,18 @@ const LAYERS: [Layer; 24] = [
             "holdfast-crds",
             "holdfast-id",
             "holdfast-transport",
+        ],
+        kind: Kind::Rim,
+    },
+    Layer {
+        name: "holdfast-csi",
+        knows: &[
+            "holdfast-agent",
+            "holdfast-api",
+            "holdfast-cluster-client",
+            "holdfast-crds",
+            "holdfast-host",
+            "holdfast-id",
         ],
         kind: Kind::Rim,
     },

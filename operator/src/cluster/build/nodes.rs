@@ -171,7 +171,7 @@ fn claim(group: &Group) -> Value {
     let Disk::Claim { storage_class, claim_bytes, .. } = &group.disk;
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],
-        "resources": { "requests": { "storage": crate::quantity::exact(*claim_bytes).0 } },
+        "resources": { "requests": { "storage": holdfast_crds::quantity::exact(*claim_bytes).0 } },
         // As the API server fills it in: it compares templates, which cannot be changed.
         "volumeMode": "Filesystem",
     });

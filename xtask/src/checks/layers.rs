@@ -138,9 +138,6 @@ const LAYERS: [Layer; 27] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
-<<<<<<< HEAD
-    Layer { name: "holdfast-e2e", knows: &["holdfast-crds"], kind: Kind::Rim },
-=======
     Layer {
         name: "holdfast-operator",
         knows: &[
@@ -164,7 +161,7 @@ const LAYERS: [Layer; 27] = [
         ],
         kind: Kind::Rim,
     },
->>>>>>> operator
+    Layer { name: "holdfast-e2e", knows: &["holdfast-crds"], kind: Kind::Rim },
     Layer { name: "holdfast-bench", knows: &[], kind: Kind::Rim },
     Layer { name: "xtask", knows: &[], kind: Kind::Rim },
 ];

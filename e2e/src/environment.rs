@@ -62,6 +62,7 @@ impl<'a> Environment<'a> {
         let releases = run("helm", &["list", "--namespace", SYSTEM, "--short"], SOON).await?;
         let verb = if releases.lines().any(|release| release == RELEASE) { "upgrade" } else { "install" };
         let (repository, tag) = (format!("image.repository={repository}"), format!("image.tag={tag}"));
+        let values = self.run.values.to_str().context("--values is not UTF-8")?;
         let arguments = [
             verb,
             RELEASE,
@@ -69,6 +70,8 @@ impl<'a> Environment<'a> {
             "--namespace",
             SYSTEM,
             "--create-namespace",
+            "--values",
+            values,
             "--set-string",
             &repository,
             "--set-string",

@@ -9,9 +9,11 @@ use crate::environment::{Environment, SOON};
 use crate::wait::{Seen, until};
 
 /// Mounts of the driver, and loop devices over a volume's file: they show the file's name, 32 hexadecimal digits, since
-/// its file system is attached nowhere. All nodes see all loop devices of the machine.
+/// its file system is attached nowhere. All nodes see all loop devices of the machine. The driver's records of what is
+/// staged.
 const LOOK: &str = r"findmnt --noheadings --raw --output TARGET | grep csi.holdfast.dev;
-losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/[0-9a-f]{32}( |$)'; true";
+losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/[0-9a-f]{32}( |$)';
+find /var/lib/kubelet/plugins/csi.holdfast.dev/volumes -name '*.json' 2>/dev/null; true";
 
 /// Waits until no worker has a mount or loop device of a volume, where there are no Volumes.
 pub async fn none(environment: &Environment<'_>) -> Result<()> {

@@ -57,6 +57,9 @@ pub struct Run {
     /// Folder of the chart
     #[arg(long)]
     pub chart: PathBuf,
+    /// Values of the chart
+    #[arg(long)]
+    pub values: PathBuf,
     /// Where logs and events go when a test fails
     #[arg(long)]
     pub artifacts: PathBuf,

@@ -13,16 +13,25 @@ pub const SYSTEM: &str = "holdfast-system";
 pub const WORK: &str = "holdfast-e2e";
 /// The StorageCluster.
 pub const CLUSTER: &str = "main";
-/// The chart's StorageClass.
-pub const CLASS: &str = "holdfast";
 /// Folder of every node where writers keep their logs.
 pub const LOGS: &str = "/var/log/holdfast-e2e";
 
 /// How a pod sees a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    Filesystem,
+    Ext4,
+    Xfs,
     Block,
+}
+
+impl Mode {
+    /// The StorageClass of `e2e/values.yaml`.
+    fn class(self) -> &'static str {
+        match self {
+            Mode::Ext4 | Mode::Block => "holdfast",
+            Mode::Xfs => "holdfast-xfs",
+        }
+    }
 }
 
 pub fn storage_cluster(members: i32) -> Result<StorageCluster> {
@@ -44,9 +53,9 @@ pub fn claim(name: &str, mode: Mode, size: &str) -> Result<PersistentVolumeClaim
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": name, "namespace": WORK},
         "spec": {
-            "storageClassName": CLASS,
+            "storageClassName": mode.class(),
             "accessModes": ["ReadWriteOnce"],
-            "volumeMode": match mode { Mode::Filesystem => "Filesystem", Mode::Block => "Block" },
+            "volumeMode": if mode == Mode::Block { "Block" } else { "Filesystem" },
             "resources": {"requests": {"storage": size}},
         },
     }))
@@ -58,7 +67,7 @@ pub fn writer(claim: &str, mode: Mode, image: &str, node: Option<&str>) -> Resul
     let labels = json!({"app": "writer", "writer": claim});
     let log = format!("{LOGS}/{claim}.log");
     let (path, mount) = match mode {
-        Mode::Filesystem => (
+        Mode::Ext4 | Mode::Xfs => (
             "/volume/data",
             json!({"volumeMounts": [
             {"name": "volume", "mountPath": "/volume"}, {"name": "logs", "mountPath": LOGS}]}),

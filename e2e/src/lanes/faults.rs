@@ -58,8 +58,8 @@ pub async fn run(cases: &mut Cases<'_>) {
 }
 
 async fn begin(environment: &Environment<'_>) -> Result<()> {
-    environment.create_claim(CLAIM, Mode::Filesystem, "1Gi").await?;
-    environment.start_writer(CLAIM, Mode::Filesystem, None).await?;
+    environment.create_claim(CLAIM, Mode::Ext4, "1Gi").await?;
+    environment.start_writer(CLAIM, Mode::Ext4, None).await?;
     environment.written(CLAIM, FURTHER).await.map(drop)
 }
 
@@ -235,5 +235,6 @@ async fn api_server_away(environment: &Environment<'_>) -> Result<()> {
     on_node(&node, &format!("mv {API_SERVER} /root/kube-apiserver.yaml")).await?;
     sleep(API_AWAY).await;
     on_node(&node, &format!("mv /root/kube-apiserver.yaml {API_SERVER}")).await?;
-    until("the API server is back", LATE, async || Ok(Seen::Done(environment.nodes(control_plane).await.map(drop)?))).await
+    until("the API server is back", LATE, async || Ok(Seen::Done(environment.nodes(control_plane).await.map(drop)?)))
+        .await
 }

@@ -22,8 +22,8 @@ pub async fn run(cases: &mut Cases<'_>) {
 
 /// The machine of a pod that writes goes away by one verb of docker and comes back by another.
 async fn lost(environment: &Environment<'_>, claim: &str, away: &str, back: &str) -> Result<()> {
-    environment.create_claim(claim, Mode::Filesystem, "1Gi").await?;
-    let old = environment.start_writer(claim, Mode::Filesystem, None).await?;
+    environment.create_claim(claim, Mode::Ext4, "1Gi").await?;
+    let old = environment.start_writer(claim, Mode::Ext4, None).await?;
     environment.written(claim, 200).await?;
     command("docker", &[away, &old], SHORT).await?;
     let moved = moved(environment, claim, &old).await;

@@ -38,11 +38,15 @@ async fn sanity(environment: &Environment<'_>, access: &str) -> Result<()> {
     command("docker", &["cp", program, &format!("{node}:/usr/local/bin/{PROGRAM}")], SHORT).await?;
     // Staging and target folders lie where the node plugin sees them, under the kubelet's folder.
     let sanity = format!("{PLUGIN}/sanity-{access}");
-    on_node(&node, &format!("rm -rf {sanity} && mkdir -p {sanity}")).await?;
+    // xfs grows under its mount on every machine; see e2e/values.yaml. It wants 300 MiB at least.
+    let parameters = format!("{sanity}/parameters.yaml");
+    let write = format!("rm -rf {sanity} && mkdir -p {sanity} && echo 'csi.storage.k8s.io/fstype: xfs' >{parameters}");
+    on_node(&node, &write).await?;
     let script = format!(
         "{PROGRAM} -csi.endpoint=unix://{PLUGIN}/csi.sock -csi.controllerendpoint=unix://{controller} \
          -csi.mountdir={sanity}/target -csi.stagingdir={sanity}/staging -csi.testvolumeaccesstype={access} \
-         -csi.testvolumesize=67108864 -csi.testvolumeexpandsize=134217728 -ginkgo.no-color -ginkgo.v"
+         -csi.testvolumeparameters={parameters} -csi.testvolumesize=536870912 -csi.testvolumeexpandsize=805306368 \
+         -ginkgo.no-color -ginkgo.v"
     );
     let outcome = command("docker", &["exec", &node, "sh", "-c", &script], LIMIT).await;
     let report = environment.run.artifacts.join(format!("csi-sanity-{access}.txt"));

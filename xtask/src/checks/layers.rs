@@ -140,13 +140,7 @@ const LAYERS: [Layer; 27] = [
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
     Layer {
         name: "holdfast-operator",
-        knows: &[
-            "holdfast-api",
-            "holdfast-cluster-client",
-            "holdfast-crds",
-            "holdfast-id",
-            "holdfast-transport",
-        ],
+        knows: &["holdfast-api", "holdfast-cluster-client", "holdfast-crds", "holdfast-id", "holdfast-transport"],
         kind: Kind::Rim,
     },
     Layer {

@@ -23,8 +23,21 @@ pub fn run(workspace: &Workspace, options: &Options, arguments: &Arguments) -> R
     cluster.load(&images)?;
     let [image, tests] = &images;
     let chart = workspace.root.join("charts/holdfast").display().to_string();
+    let values = workspace.root.join("e2e/values.yaml").display().to_string();
     let artifacts = workspace.target.join("e2e").display().to_string();
-    let mut words = vec!["run", "--image", image, "--tests-image", tests, "--chart", &chart, "--artifacts", &artifacts];
+    let mut words = vec![
+        "run",
+        "--image",
+        image,
+        "--tests-image",
+        tests,
+        "--chart",
+        &chart,
+        "--values",
+        &values,
+        "--artifacts",
+        &artifacts,
+    ];
     words.extend(arguments.lane.iter().flat_map(|lane| ["--lane", lane]));
     words.extend(arguments.further.iter().map(String::as_str));
     cluster.step("lanes", image::program(workspace, image::TESTS), &words).run()

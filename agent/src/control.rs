@@ -1,7 +1,8 @@
 //! The control socket: one JSON object per line in, one per line out, in order.
 //!
 //! `{"version":1,"command":"attach","volume":{...},"wait_ms":30000}` answers once the device is served or cannot be;
-//! `{"version":1,"command":"detach","volume":"<id>","force":false,"wait_ms":30000}` once the volume is free;
+//! `{"version":1,"command":"detach","volume":"<id>","force":false,"keep":false,"wait_ms":30000}` once the volume is
+//! free, or, with `keep`, once this machine has let go of it and still is its holder;
 //! `{"version":1,"command":"set-formatted","volume":"<id>","formatted":"formatting"}` once a quorum has recorded it;
 //! `{"version":1,"command":"status"}` and `{"version":1,"command":"shutdown"}` at once. An answer is
 //! `{"version":1,"result":...}` or `{"version":1,"error":{"code":"...","message":"..."}}`. A command that is not
@@ -39,6 +40,9 @@ pub(crate) enum Command {
         /// Also while a client uses the device; its requests fail from then on.
         #[serde(default)]
         force: bool,
+        /// The cluster keeps the attachment, which can be resumed: whoever made it for this machine ends it.
+        #[serde(default)]
+        keep: bool,
         #[serde(default = "wait_default")]
         wait_ms: u64,
     },
@@ -54,9 +58,9 @@ pub(crate) enum Command {
 }
 
 /// Why a command was not done, for programs; the message beside it is for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Code {
+pub enum Code {
     Malformed,
     Version,
     NotFound,
@@ -322,7 +326,7 @@ mod tests {
         assert_eq!(volume.check(), Ok(()));
         let line = format!(r#"{{"version":1,"command":"detach","volume":"{ID}","wait_ms":5}}"#);
         let volume = ID.parse().unwrap();
-        assert_eq!(parse(line.as_bytes()).unwrap(), Command::Detach { volume, force: false, wait_ms: 5 });
+        assert_eq!(parse(line.as_bytes()).unwrap(), Command::Detach { volume, force: false, keep: false, wait_ms: 5 });
         assert_eq!(parse(br#"{"command":"status","version":1}"#).unwrap(), Command::Status {});
         assert_eq!(parse(br#"{"version":1,"command":"shutdown"}"#).unwrap(), Command::Shutdown {});
     }

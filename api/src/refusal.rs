@@ -16,7 +16,7 @@ pub const NOT_LEADER: &str = "NotLeader";
 /// treble a text.
 const MESSAGE_BYTES_MAX: usize = 2048;
 
-/// Who leads the metadata plane, as far as the refusing node knows.
+/// Who leads what was asked for, as far as the refusing node knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderHint {
     /// Textual node id.
@@ -33,12 +33,13 @@ pub fn refuse(code: Code, reason: &str, message: &str) -> Status {
     status
 }
 
-/// This node is not the one to ask. UNAVAILABLE, so that clients which know nothing of hints try again.
-pub fn not_leader(leader: Option<&LeaderHint>) -> Status {
+/// This node is not the one to ask. UNAVAILABLE, so that clients which know nothing of hints try again. `what` is led
+/// elsewhere: `the metadata plane`, `the volume`.
+pub fn not_leader(what: &str, leader: Option<&LeaderHint>) -> Status {
     let Some(hint) = leader else {
-        return refuse(Code::Unavailable, NOT_LEADER, "the metadata plane has no leader that this node knows");
+        return refuse(Code::Unavailable, NOT_LEADER, &format!("{what} has no leader that this node knows"));
     };
-    let message = format!("the metadata plane is led by node {} at {}", hint.node_id, hint.api_address);
+    let message = format!("{what} is led by node {} at {}", hint.node_id, hint.api_address);
     let mut status = refuse(Code::Unavailable, NOT_LEADER, &message);
     if let Ok(value) = MetadataValue::<Ascii>::try_from(format!("{} {}", hint.node_id, hint.api_address)) {
         status.metadata_mut().insert(LEADER_KEY, value);
@@ -84,11 +85,11 @@ mod tests {
     #[test]
     fn reason_and_leader_survive_the_wire() {
         let hint = LeaderHint { node_id: "00000000-0000-0000-0000-000000000001".into(), api_address: "n1:7001".into() };
-        let status = over_the_wire(not_leader(Some(&hint)));
+        let status = over_the_wire(not_leader("the volume", Some(&hint)));
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(reason(&status), Some(NOT_LEADER));
         assert_eq!(leader(&status), Some(hint));
-        assert_eq!(leader(&over_the_wire(not_leader(None))), None);
+        assert_eq!(leader(&over_the_wire(not_leader("the volume", None))), None);
         assert_eq!(reason(&Status::internal("not ours")), None);
     }
 

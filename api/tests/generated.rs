@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-const FILES: [&str; 3] = ["holdfast/v1/common.proto", "holdfast/v1/node.proto", "holdfast/v1/cluster.proto"];
+const FILES: [&str; 4] =
+    ["holdfast/v1/common.proto", "holdfast/v1/node.proto", "holdfast/v1/cluster.proto", "holdfast/v1/enrollment.proto"];
 const GENERATED: &str = "holdfast.v1.rs";
 
 fn generate(root: &Path, out: &Path) -> String {

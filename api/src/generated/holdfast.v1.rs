@@ -270,6 +270,15 @@ pub struct ProbeResponse {
     /// This node has a replica of the metadata group.
     #[prost(bool, tag = "9")]
     pub metadata_member: bool,
+    /// Where it speaks to its peers and to agents, as it tells others; a founding member is to be named so.
+    #[prost(string, tag = "10")]
+    pub peer_address: ::prost::alloc::string::String,
+    /// Where it serves this API, as it tells others.
+    #[prost(string, tag = "11")]
+    pub api_address: ::prost::alloc::string::String,
+    /// Failure domain above the node; empty where it was told of none.
+    #[prost(string, tag = "12")]
+    pub zone: ::prost::alloc::string::String,
 }
 /// What this build is and what it understands.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -542,6 +551,42 @@ pub struct LocalReplica {
     #[prost(bool, tag = "23")]
     pub may_vote: bool,
 }
+/// Who is to have a volume.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachVolumeRequest {
+    /// The volume's identifier; a name would need the catalogue.
+    #[prost(string, tag = "1")]
+    pub volume_id: ::prost::alloc::string::String,
+    /// Machine that is to have it, 1 to 253 bytes; a `node-agent` must show a certificate with this name.
+    #[prost(string, tag = "2")]
+    pub holder: ::prost::alloc::string::String,
+    /// Ends the attachment of another holder, and with it whatever that still sends.
+    #[prost(bool, tag = "3")]
+    pub take_over: bool,
+}
+/// The holder has the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AttachVolumeResponse {
+    /// Of the attachment; never zero.
+    #[prost(uint64, tag = "1")]
+    pub epoch: u64,
+    /// It had it before, under this epoch.
+    #[prost(bool, tag = "2")]
+    pub already: bool,
+}
+/// Which attachment is to end.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachVolumeRequest {
+    /// The volume's identifier.
+    #[prost(string, tag = "1")]
+    pub volume_id: ::prost::alloc::string::String,
+    /// As AttachVolume told it; zero is refused, so that nobody ends an attachment that they do not know.
+    #[prost(uint64, tag = "2")]
+    pub epoch: u64,
+}
+/// That attachment is over.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetachVolumeResponse {}
 /// Generated client implementations.
 pub mod node_client {
     #![allow(
@@ -744,6 +789,60 @@ pub mod node_client {
                 .insert(GrpcMethod::new("holdfast.v1.Node", "ListReplicas"));
             self.inner.unary(req, path, codec).await
         }
+        /// Attaches a volume for a machine, which then opens its sessions under the epoch; only for role admin. Answered by the
+        /// node that leads the volume, once the attachment is in the volume's log; others refuse with UNAVAILABLE and the
+        /// metadata `holdfast-leader` where they know the leader, or with NOT_FOUND and `NoReplica`. Repeating it is harmless:
+        /// the holder that is attached keeps its epoch. Another holder: FAILED_PRECONDITION with `Held`.
+        pub async fn attach_volume(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AttachVolumeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AttachVolumeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Node/AttachVolume",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Node", "AttachVolume"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends an attachment: from then on nothing of its epoch reads or writes. Only for role admin, answered as
+        /// AttachVolume. An epoch that is over is success.
+        pub async fn detach_volume(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DetachVolumeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetachVolumeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Node/DetachVolume",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Node", "DetachVolume"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -791,6 +890,26 @@ pub mod node_server {
             request: tonic::Request<super::ListReplicasRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListReplicasResponse>,
+            tonic::Status,
+        >;
+        /// Attaches a volume for a machine, which then opens its sessions under the epoch; only for role admin. Answered by the
+        /// node that leads the volume, once the attachment is in the volume's log; others refuse with UNAVAILABLE and the
+        /// metadata `holdfast-leader` where they know the leader, or with NOT_FOUND and `NoReplica`. Repeating it is harmless:
+        /// the holder that is attached keeps its epoch. Another holder: FAILED_PRECONDITION with `Held`.
+        async fn attach_volume(
+            &self,
+            request: tonic::Request<super::AttachVolumeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AttachVolumeResponse>,
+            tonic::Status,
+        >;
+        /// Ends an attachment: from then on nothing of its epoch reads or writes. Only for role admin, answered as
+        /// AttachVolume. An epoch that is over is success.
+        async fn detach_volume(
+            &self,
+            request: tonic::Request<super::DetachVolumeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetachVolumeResponse>,
             tonic::Status,
         >;
     }
@@ -1086,6 +1205,92 @@ pub mod node_server {
                     };
                     Box::pin(fut)
                 }
+                "/holdfast.v1.Node/AttachVolume" => {
+                    #[allow(non_camel_case_types)]
+                    struct AttachVolumeSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::AttachVolumeRequest>
+                    for AttachVolumeSvc<T> {
+                        type Response = super::AttachVolumeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AttachVolumeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::attach_volume(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AttachVolumeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Node/DetachVolume" => {
+                    #[allow(non_camel_case_types)]
+                    struct DetachVolumeSvc<T: Node>(pub Arc<T>);
+                    impl<T: Node> tonic::server::UnaryService<super::DetachVolumeRequest>
+                    for DetachVolumeSvc<T> {
+                        type Response = super::DetachVolumeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DetachVolumeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Node>::detach_volume(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DetachVolumeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -1187,6 +1392,9 @@ pub struct ClusterDisk {
     /// What is to become of it.
     #[prost(enumeration = "DiskLife", tag = "7")]
     pub life: i32,
+    /// Bytes that new copies may claim: the capacity less the reserve and what is placed, and no more than is free.
+    #[prost(uint64, tag = "9")]
+    pub placeable_bytes: u64,
     /// What was found broken on it; absent where its node did not answer.
     #[prost(message, optional, tag = "20")]
     pub health: ::core::option::Option<DiskHealth>,
@@ -1249,6 +1457,12 @@ pub struct Volume {
     /// In the order of their identifiers, one that takes the place of another last; empty while it is being deleted.
     #[prost(message, repeated, tag = "13")]
     pub replicas: ::prost::alloc::vec::Vec<ReplicaStatus>,
+    /// As given when it was created; they decide nothing.
+    #[prost(map = "string, string", tag = "14")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// One copy of a volume.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1303,7 +1517,7 @@ pub struct ReplicaStatus {
     pub repair: ::core::option::Option<RepairStatus>,
 }
 /// The volume wanted.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateVolumeRequest {
     /// 1 to 63 of `a-z`, `0-9` and `-`, starting and ending with a letter or digit; unique in the cluster.
     #[prost(string, tag = "1")]
@@ -1320,6 +1534,20 @@ pub struct CreateVolumeRequest {
     /// Wait until every copy exists, or the deadline of the call has passed.
     #[prost(bool, tag = "5")]
     pub wait_ready: bool,
+    /// Names of nodes that get a copy where that is possible, the first first; at most as many as there are copies.
+    #[prost(string, repeated, tag = "6")]
+    pub preferred_nodes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What copies must not share: empty or `node`: a node; `zone`: neither a node nor a zone, and nodes without a zone
+    /// take none.
+    #[prost(string, tag = "7")]
+    pub spread: ::prost::alloc::string::String,
+    /// Kept with the volume for people and programs, such as `kubernetes.io/pv`; they decide nothing. At most 8, of 640
+    /// bytes together, in printable ASCII without quotes and backslashes.
+    #[prost(map = "string, string", tag = "8")]
+    pub labels: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// The volume was recorded.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -2750,6 +2978,325 @@ pub mod cluster_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "holdfast.v1.Cluster";
     impl<T> tonic::server::NamedService for ClusterServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+/// Who asks for a certificate.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrollRequest {
+    /// PKCS #10, PEM, with the key that the caller keeps.
+    #[prost(string, tag = "1")]
+    pub csr_pem: ::prost::alloc::string::String,
+    /// Proof of who the caller is, such as a service account's token bound to its pod; never logged.
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+}
+/// The caller's credentials.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EnrollResponse {
+    /// X.509, PEM: the certificate alone.
+    #[prost(string, tag = "1")]
+    pub certificate_pem: ::prost::alloc::string::String,
+    /// X.509, PEM: every authority to be trusted from now on.
+    #[prost(string, tag = "2")]
+    pub ca_pem: ::prost::alloc::string::String,
+}
+/// Generated client implementations.
+pub mod enrollment_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// How a machine that has no certificate yet comes by one. Served by whoever holds the authority's key and can judge the
+    /// token, over TLS with a server certificate of role admin; the caller shows none.
+    #[derive(Debug, Clone)]
+    pub struct EnrollmentClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl EnrollmentClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> EnrollmentClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> EnrollmentClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            EnrollmentClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Signs a certificate for the caller. What it may be follows from the token alone; of the request only the public key
+        /// counts. Repeating it is harmless, and is how a certificate is renewed.
+        pub async fn enroll(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EnrollRequest>,
+        ) -> std::result::Result<tonic::Response<super::EnrollResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Enrollment/Enroll",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Enrollment", "Enroll"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod enrollment_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with EnrollmentServer.
+    #[async_trait]
+    pub trait Enrollment: std::marker::Send + std::marker::Sync + 'static {
+        /// Signs a certificate for the caller. What it may be follows from the token alone; of the request only the public key
+        /// counts. Repeating it is harmless, and is how a certificate is renewed.
+        async fn enroll(
+            &self,
+            request: tonic::Request<super::EnrollRequest>,
+        ) -> std::result::Result<tonic::Response<super::EnrollResponse>, tonic::Status>;
+    }
+    /// How a machine that has no certificate yet comes by one. Served by whoever holds the authority's key and can judge the
+    /// token, over TLS with a server certificate of role admin; the caller shows none.
+    #[derive(Debug)]
+    pub struct EnrollmentServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> EnrollmentServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for EnrollmentServer<T>
+    where
+        T: Enrollment,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/holdfast.v1.Enrollment/Enroll" => {
+                    #[allow(non_camel_case_types)]
+                    struct EnrollSvc<T: Enrollment>(pub Arc<T>);
+                    impl<T: Enrollment> tonic::server::UnaryService<super::EnrollRequest>
+                    for EnrollSvc<T> {
+                        type Response = super::EnrollResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EnrollRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Enrollment>::enroll(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EnrollSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for EnrollmentServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "holdfast.v1.Enrollment";
+    impl<T> tonic::server::NamedService for EnrollmentServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

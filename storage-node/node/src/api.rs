@@ -118,13 +118,15 @@ impl Services {
     }
 
     pub(crate) async fn admin(&self, request: AdminRequest) -> Result<AdminReply, Status> {
+        let what = match request {
+            AdminRequest::Attach(_) | AdminRequest::Detach { .. } => "the volume",
+            _ => "the metadata plane",
+        };
         match self.call(Call::Shard(request)).await? {
             Answer::Shard(AdminReply::Failed(AdminError::NotLeader { leader })) => {
-                Err(refusal::not_leader(self.hint(leader).await.as_ref()))
+                Err(refusal::not_leader(what, self.hint(leader).await.as_ref()))
             }
-            Answer::Shard(AdminReply::Failed(error)) => {
-                Err(refusal::refuse(Code::FailedPrecondition, "Refused", &error.to_string()))
-            }
+            Answer::Shard(AdminReply::Failed(error)) => Err(convert::failed(&error)),
             Answer::Shard(reply) => Ok(reply),
             answer => Err(Status::internal(format!("an answer of the wrong kind: {answer:?}"))),
         }
@@ -132,7 +134,7 @@ impl Services {
 
     async fn hint(&self, leader: Option<NodeId>) -> Option<LeaderHint> {
         let node = leader?;
-        // Every replica of the metadata group knows the addresses, as of what it has applied.
+        // Members of the metadata group know them as of what they have applied, others as of their last registration.
         let api_address = self.addresses().await.remove(&node)?.api;
         Some(LeaderHint { node_id: node.to_string(), api_address })
     }
@@ -192,9 +194,9 @@ impl Services {
         Some(v1::RegisterRequest {
             node_id: self.node.to_string(),
             name: self.config.name.clone(),
-            peer_address: self.config.listen.to_string(),
-            api_address: self.config.api.to_string(),
-            zone: String::new(),
+            peer_address: self.config.peer_address(),
+            api_address: self.config.api_address(),
+            zone: self.config.zone.clone().unwrap_or_default(),
             disk_id: disk.to_string(),
             capacity_bytes: usage.data_total,
             free_bytes: usage.data_total.saturating_sub(usage.data_used + usage.data_reserved),

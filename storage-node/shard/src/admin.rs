@@ -7,9 +7,9 @@ use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{FoundError, Founder};
 use holdfast_metadata::command::Command;
 use holdfast_metadata::planner::PlanError;
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Labels, Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
-use holdfast_protocol::session::Epoch;
+use holdfast_protocol::session::{Epoch, Instance};
 use holdfast_replica::rebuild::RebuildProgress;
 use holdfast_store::chunk::Counters;
 use holdfast_store::group::Usage;
@@ -24,8 +24,22 @@ pub enum AdminRequest {
     CreateVolume(NewVolume),
     /// The catalogue as of now, linearizable.
     Catalogue,
+    /// Attaches a volume for somebody else, at the volume's leader.
+    Attach(AttachVolume),
+    /// Ends the attachment of `epoch`, at the volume's leader.
+    Detach { volume: VolumeId, epoch: Epoch },
     /// What this node itself knows, without asking anybody.
     Report,
+}
+
+/// The machine opens its own sessions under the epoch that comes back.
+#[derive(Clone, Debug)]
+pub struct AttachVolume {
+    pub volume: VolumeId,
+    pub holder: String,
+    /// Random, minted by the rim for this call alone.
+    pub instance: Instance,
+    pub take_over: bool,
 }
 
 /// A volume to be planned. Identifiers are minted by the rim, which has the randomness.
@@ -36,6 +50,9 @@ pub struct NewVolume {
     pub replicas: Vec<ReplicaId>,
     pub name: Name,
     pub spec: VolumeSpec,
+    /// Names of nodes that get a copy where that is possible.
+    pub preferred: Vec<String>,
+    pub labels: Labels,
 }
 
 #[derive(Clone, Debug)]
@@ -49,6 +66,13 @@ pub enum AdminReply {
     },
     NotPlaced(PlanError),
     Catalogue(Box<Catalogue>),
+    /// `already`: under the same epoch before.
+    Attached {
+        epoch: Epoch,
+        already: bool,
+    },
+    /// The epoch is over, now or since some time.
+    Detached,
     Report(Box<ShardReport>),
     Failed(AdminError),
 }
@@ -56,7 +80,7 @@ pub enum AdminReply {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdminError {
     /// Ask there, or where there is none, anywhere else.
-    #[error("this node does not lead the metadata plane")]
+    #[error("this node does not lead what was asked for")]
     NotLeader { leader: Option<NodeId> },
     #[error("this node is not among the founders")]
     NotAFounder,
@@ -66,6 +90,16 @@ pub enum AdminError {
     Founders(FoundError),
     #[error("the disk refused: {reason}")]
     Disk { reason: String },
+    #[error("this node holds no replica of the volume")]
+    NoReplica,
+    #[error("the holder's name is none: {reason}")]
+    Holder { reason: String },
+    #[error("attached by {holder} (epoch {}): detach it there, or take it over, which fences that holder for good", epoch.0)]
+    Held { holder: String, epoch: Epoch },
+    #[error("epoch {} was never granted, the latest is {}", epoch.0, latest.0)]
+    UnknownEpoch { epoch: Epoch, latest: Epoch },
+    #[error("another attachment of the volume is under way; ask again")]
+    AttachmentUnderWay,
 }
 
 /// A shard as it sees itself.

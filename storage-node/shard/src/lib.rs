@@ -6,7 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
+mod attaching;
 mod core;
 mod intents;
 mod machine;
@@ -18,9 +20,10 @@ mod scrub;
 mod shard;
 mod volume_group;
 
+pub use access::ClientRole;
 pub use admin::{
-    AdminError, AdminReply, AdminRequest, LastRepair, LogDamageReport, NewVolume, RepairReport, ReplicaReport,
-    ScrubReport, ShardReport, VolumeReport,
+    AdminError, AdminReply, AdminRequest, AttachVolume, LastRepair, LogDamageReport, NewVolume, RepairReport,
+    ReplicaReport, ScrubReport, ShardReport, VolumeReport,
 };
 pub use core::{ClientId, Effects, NodeAddress, ReplicaNodes};
 pub use scrub::ScrubOptions;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use holdfast_consensus::liveness::pairs::{PairEvent, PairOptions, Pairs};
 use holdfast_consensus::{Options as RaftOptions, Timestamp};
-use holdfast_id::{GroupId, NodeId, ReplicaId};
+use holdfast_id::{GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::Catalogue;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{self, Reply, Request};
@@ -20,6 +20,7 @@ use holdfast_store::store::Store;
 use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
+use crate::access::ClientRole;
 use crate::admin::{AdminError, AdminReply, AdminRequest};
 use crate::core::{ClientId, Core, Effects, PendingRead, ReadPurpose};
 use crate::intents::Orders;
@@ -46,6 +47,7 @@ pub enum Event {
     },
     Client {
         client: ClientId,
+        role: ClientRole,
         request: Request,
     },
     ClientClosed(ClientId),
@@ -299,7 +301,7 @@ impl Shard {
         match event {
             Event::Device { id, result } => self.core.on_completion(id, result),
             Event::Peer { from, message } => self.on_peer(from, message),
-            Event::Client { client, request } => self.on_client(client, request),
+            Event::Client { client, role, request } => self.on_client(client, &role, request),
             Event::ClientClosed(client) => {
                 for volume in self.volumes.values_mut() {
                     volume.on_client_closed(client);
@@ -373,12 +375,12 @@ impl Shard {
         }
     }
 
-    fn on_client(&mut self, client: ClientId, request: Request) {
+    fn on_client(&mut self, client: ClientId, role: &ClientRole, request: Request) {
         let volume = request_volume(&request);
         match self.volumes.get_mut(&GroupId::first(volume)) {
             Some(group) => {
                 self.core.touched.insert(GroupId::first(volume));
-                group.on_client(&mut self.core, client, request);
+                group.on_client(&mut self.core, client, role, request);
             }
             None => {
                 let instance = match request {
@@ -398,6 +400,12 @@ impl Shard {
                 self.core.effects.admin.push((token, AdminReply::Report(report)));
             }
             (AdminRequest::Found { founders }, _) => self.found(token, &founders),
+            (AdminRequest::Attach(attach), _) => {
+                self.on_volume_admin(token, attach.volume, |group, core| group.on_attach(core, token, attach));
+            }
+            (AdminRequest::Detach { volume, epoch }, _) => {
+                self.on_volume_admin(token, volume, |group, core| group.on_detach(core, token, epoch));
+            }
             (request, Some(metadata)) => {
                 self.core.touched.insert(metadata.group());
                 metadata.on_admin(&mut self.core, token, request);
@@ -406,6 +414,17 @@ impl Shard {
                 let reply = AdminReply::Failed(AdminError::NotLeader { leader: None });
                 self.core.effects.admin.push((token, reply));
             }
+        }
+    }
+
+    fn on_volume_admin(&mut self, token: u64, volume: VolumeId, call: impl FnOnce(&mut VolumeGroup, &mut Core)) {
+        let group = GroupId::first(volume);
+        match self.volumes.get_mut(&group) {
+            Some(volume) => {
+                self.core.touched.insert(group);
+                call(volume, &mut self.core);
+            }
+            None => self.core.effects.admin.push((token, AdminReply::Failed(AdminError::NoReplica))),
         }
     }
 
@@ -644,7 +663,7 @@ fn fold(wide: u128) -> u64 {
     (wide as u64) ^ ((wide >> 64) as u64)
 }
 
-fn request_volume(request: &Request) -> holdfast_id::VolumeId {
+fn request_volume(request: &Request) -> VolumeId {
     match request {
         Request::Attach { volume, .. }
         | Request::OpenSession { volume, .. }

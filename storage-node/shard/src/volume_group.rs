@@ -11,11 +11,14 @@ use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_consensus::{LogIndex, Position, Refusal, Term};
 use holdfast_id::{NodeId, VolumeId};
-use holdfast_protocol::session::{self, Instance, Reply, Request, Session, Stamp};
+use holdfast_protocol::session::{self, Epoch, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::ReadError;
 use holdfast_volume::{Admission, AdmitError, Command, Name, Outcome, ReadRange, Step};
 
+use crate::access::{self, ClientRole, Denial};
+use crate::admin::{AdminError, AdminReply, AttachVolume};
+use crate::attaching::{Attaching, Decision, Order};
 use crate::core::{ClientId, Core, NotLeader, ReadPurpose, ReplicaNodes};
 use crate::machine::VolumeMachine;
 
@@ -38,6 +41,11 @@ enum Proposal {
     Resize {
         token: u64,
     },
+    /// Of the control API.
+    Order {
+        token: u64,
+        order: Order,
+    },
 }
 
 /// A read of a client on its way: first the right to serve it, then the bytes.
@@ -59,6 +67,8 @@ pub(crate) struct VolumeGroup {
     /// Proposals that consensus could not take yet, in order; bounded by the admission's own limits and the clients'.
     backlog: VecDeque<(LogCommand, Proposal)>,
     reads: BTreeMap<u64, ClientRead>,
+    /// Attachments asked for by the control API that wait for the right to look at the state.
+    attaching: BTreeMap<u64, Attaching>,
     /// Connections that have asked for this volume: they hear when this node begins to serve it.
     clients: BTreeSet<ClientId>,
     stopped: Option<String>,
@@ -75,6 +85,7 @@ impl VolumeGroup {
             proposals: BTreeMap::new(),
             backlog: VecDeque::new(),
             reads: BTreeMap::new(),
+            attaching: BTreeMap::new(),
             clients: BTreeSet::new(),
             stopped: None,
         }
@@ -110,7 +121,7 @@ impl VolumeGroup {
         self.reads.retain(|_, read| read.asker.client != client);
     }
 
-    pub(crate) fn on_client(&mut self, core: &mut Core, client: ClientId, request: Request) {
+    pub(crate) fn on_client(&mut self, core: &mut Core, client: ClientId, role: &ClientRole, request: Request) {
         if self.clients.insert(client) {
             self.tell_replicas(core, client);
         }
@@ -119,10 +130,27 @@ impl VolumeGroup {
             core.effects.clients.push((client, reply));
             return;
         }
+        if let Err(denial) = access::judge(role, &self.replica.machine().volume, &request) {
+            return self.deny(core, client, &request, &denial);
+        }
         match request {
             Request::Io { stamp, seen, operation, .. } => self.on_io(core, client, stamp, seen, operation),
             request => self.on_attachment(core, client, request),
         }
+    }
+
+    fn deny(&self, core: &mut Core, client: ClientId, request: &Request, denial: &Denial) {
+        let instance = match request {
+            // Its answer has no room for a reason, and whoever asks for another's attachment has none of its own here.
+            Request::Io { stamp, .. } => {
+                let asker = Asker { client, session: stamp.session, sequence: stamp.sequence };
+                return self.answer(core, &asker, Err(Error::Fenced));
+            }
+            Request::Attach { instance, .. } | Request::OpenSession { instance, .. } => Some(*instance),
+            Request::Detach { .. } | Request::SetFormatted { .. } => None,
+        };
+        let reason = session::Refusal::NotAllowed { reason: denial.to_string() };
+        core.effects.clients.push((client, Reply::Refused { volume: self.volume(), instance, reason }));
     }
 
     /// Members may have moved since the client learned where they are.
@@ -211,6 +239,61 @@ impl VolumeGroup {
         let command = Command::Resize { size_bytes };
         let command = LogCommand { header: command.encode(), payload: Bytes::new() };
         self.propose(core, command, Proposal::Resize { token });
+    }
+
+    /// Attachments of the control API follow one another: what one came to is known before the next is judged.
+    fn attachment_under_way(&self) -> bool {
+        let proposed = self.proposals.values().map(|(_, proposal)| proposal);
+        let waiting = self.backlog.iter().map(|(_, proposal)| proposal);
+        proposed.chain(waiting).any(|proposal| matches!(proposal, Proposal::Order { .. } | Proposal::Attachment { .. }))
+    }
+
+    /// The right to look at the state comes as [`VolumeGroup::on_attach_ready`], or the loss of the leadership.
+    pub(crate) fn on_attach(&mut self, core: &mut Core, token: u64, attach: AttachVolume) {
+        let holder = match Name::new(attach.holder) {
+            Ok(holder) => holder,
+            Err(error) => return fail(core, token, AdminError::Holder { reason: error.to_string() }),
+        };
+        if self.serving.is_none() {
+            return fail(core, token, self.led_elsewhere());
+        }
+        let read = core.next_token();
+        let (instance, take_over) = (attach.instance, attach.take_over);
+        self.attaching.insert(read, Attaching { token, holder, instance, take_over });
+        if self.replica.read(&mut core.context(), read).is_err() {
+            self.attaching.remove(&read);
+            fail(core, token, self.led_elsewhere());
+        }
+    }
+
+    fn on_attach_ready(&mut self, core: &mut Core, attaching: Attaching) {
+        let token = attaching.token;
+        if self.attachment_under_way() {
+            return fail(core, token, AdminError::AttachmentUnderWay);
+        }
+        match attaching.decide(&self.replica.machine().volume) {
+            Decision::Answer(reply) => core.effects.admin.push((token, reply)),
+            Decision::Propose(command) => self.propose_order(core, token, &command, Order::Attach),
+        }
+    }
+
+    pub(crate) fn on_detach(&mut self, core: &mut Core, token: u64, epoch: Epoch) {
+        if self.serving.is_none() {
+            return fail(core, token, self.led_elsewhere());
+        }
+        if self.attachment_under_way() {
+            return fail(core, token, AdminError::AttachmentUnderWay);
+        }
+        self.propose_order(core, token, &Command::Detach { epoch }, Order::Detach { epoch });
+    }
+
+    fn propose_order(&mut self, core: &mut Core, token: u64, command: &Command, order: Order) {
+        let command = LogCommand { header: command.encode(), payload: Bytes::new() };
+        self.propose(core, command, Proposal::Order { token, order });
+    }
+
+    fn led_elsewhere(&self) -> AdminError {
+        AdminError::NotLeader { leader: self.leader_elsewhere() }
     }
 
     fn propose(&mut self, core: &mut Core, command: LogCommand, proposal: Proposal) {
@@ -321,6 +404,8 @@ impl VolumeGroup {
                 if let Some(read) = self.reads.remove(&token) {
                     let reply = self.not_leader();
                     core.effects.clients.push((read.asker.client, reply));
+                } else if let Some(attaching) = self.attaching.remove(&token) {
+                    fail(core, attaching.token, self.led_elsewhere());
                 }
             }
             Output::Stopped { reason } => {
@@ -353,10 +438,14 @@ impl VolumeGroup {
                 core.effects.clients.push((client, reply));
             }
             Proposal::Resize { token } => core.resized.push((token, Ok(()))),
+            Proposal::Order { token, order } => core.effects.admin.push((token, order.reply(outcome))),
         }
     }
 
     fn on_read_ready(&mut self, core: &mut Core, token: u64) {
+        if let Some(attaching) = self.attaching.remove(&token) {
+            return self.on_attach_ready(core, attaching);
+        }
         let Some(read) = self.reads.get(&token) else { return };
         if !self.replica.machine().volume.serves(read.stamp.epoch, read.stamp.session) {
             let asker = read.asker.clone();
@@ -408,9 +497,12 @@ impl VolumeGroup {
     }
 
     fn not_leader(&self) -> Reply {
+        Reply::NotLeader { volume: self.volume(), term: self.replica.term(), leader: self.leader_elsewhere() }
+    }
+
+    fn leader_elsewhere(&self) -> Option<NodeId> {
         let elsewhere = self.replica.leader().filter(|leader| *leader != self.replica.id());
-        let leader = elsewhere.and_then(|leader| self.replica.node_of(leader));
-        Reply::NotLeader { volume: self.volume(), term: self.replica.term(), leader }
+        elsewhere.and_then(|leader| self.replica.node_of(leader))
     }
 
     fn forget_requests(&mut self, core: &mut Core) {
@@ -427,7 +519,11 @@ impl VolumeGroup {
                     askers.insert(client);
                 }
                 Proposal::Resize { token } => core.resized.push((token, Err(NotLeader))),
+                Proposal::Order { token, .. } => fail(core, token, self.led_elsewhere()),
             }
+        }
+        for attaching in std::mem::take(&mut self.attaching).into_values() {
+            fail(core, attaching.token, self.led_elsewhere());
         }
         for client in askers {
             let reply = self.not_leader();
@@ -465,9 +561,19 @@ impl VolumeGroup {
                 Reply::Refused { volume, instance, reason: session::Refusal::NotAllowed { reason } }
             }
             _ => {
-                let reason = session::Refusal::Stale { epoch: state.epoch() };
-                Reply::Refused { volume, instance, reason }
+                // The one that was asked for: whoever hears it knows that it is the one meant.
+                let epoch = match request {
+                    Request::OpenSession { epoch, .. }
+                    | Request::Detach { epoch, .. }
+                    | Request::SetFormatted { epoch, .. } => *epoch,
+                    Request::Attach { .. } | Request::Io { .. } => state.epoch(),
+                };
+                Reply::Refused { volume, instance, reason: session::Refusal::Stale { epoch } }
             }
         }
     }
+}
+
+fn fail(core: &mut Core, token: u64, error: AdminError) {
+    core.effects.admin.push((token, AdminReply::Failed(error)));
 }

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 21] = [
+const LAYERS: [Layer; 27] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror", "twox-hash"]) },
@@ -47,6 +47,7 @@ const LAYERS: [Layer; 21] = [
         knows: &["holdfast-block", "holdfast-id", "holdfast-planted", "holdfast-protocol"],
         kind: Kind::Pure,
     },
+    Layer { name: "holdfast-host", knows: &[], kind: Kind::Rim },
     Layer { name: "holdfast-transport", knows: &["holdfast-id"], kind: Kind::Rim },
     Layer {
         name: "holdfast-client",
@@ -90,6 +91,7 @@ const LAYERS: [Layer; 21] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-api", knows: &["holdfast-transport"], kind: Kind::Rim },
+    Layer { name: "holdfast-cluster-client", knows: &["holdfast-api", "holdfast-transport"], kind: Kind::Rim },
     Layer {
         name: "holdfast-node",
         knows: &[
@@ -125,6 +127,8 @@ const LAYERS: [Layer; 21] = [
         knows: &[
             "holdfast-agent",
             "holdfast-api",
+            "holdfast-cluster-client",
+            "holdfast-host",
             "holdfast-id",
             "holdfast-node",
             "holdfast-planted",
@@ -133,6 +137,25 @@ const LAYERS: [Layer; 21] = [
         ],
         kind: Kind::Rim,
     },
+    Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
+    Layer {
+        name: "holdfast-operator",
+        knows: &["holdfast-api", "holdfast-cluster-client", "holdfast-crds", "holdfast-id", "holdfast-transport"],
+        kind: Kind::Rim,
+    },
+    Layer {
+        name: "holdfast-csi",
+        knows: &[
+            "holdfast-agent",
+            "holdfast-api",
+            "holdfast-cluster-client",
+            "holdfast-crds",
+            "holdfast-host",
+            "holdfast-id",
+        ],
+        kind: Kind::Rim,
+    },
+    Layer { name: "holdfast-e2e", knows: &["holdfast-crds"], kind: Kind::Rim },
     Layer { name: "holdfast-bench", knows: &[], kind: Kind::Rim },
     Layer { name: "xtask", knows: &[], kind: Kind::Rim },
 ];

@@ -1,14 +1,15 @@
 //! Between the words of the API and those of the layers below.
 
-use holdfast_api::refusal::refuse;
+use holdfast_api::refusal::{NOT_LEADER, refuse};
 use holdfast_api::v1;
 use holdfast_consensus::Standing;
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 use holdfast_metadata::catalogue::{Catalogue, Disk, DiskState, Node, NodeState, Placed, Volume, VolumeState};
 use holdfast_metadata::reason::Reason;
+use holdfast_metadata::spec::Spread;
 use holdfast_metadata::{Outcome, Refusal};
 use holdfast_replica::rebuild::{RebuildPhase, RebuildProgress};
-use holdfast_shard::{AdminReply, NodeAddress, ReplicaReport};
+use holdfast_shard::{AdminError, AdminReply, NodeAddress, ReplicaReport};
 use std::str::FromStr;
 use tonic::{Code, Status};
 
@@ -66,6 +67,22 @@ pub(crate) fn refused(refusal: &Refusal) -> Status {
     refuse(code, refusal.code(), &refusal.to_string())
 }
 
+/// Who does not lead says so with a hint, which takes more than the error.
+pub(crate) fn failed(error: &AdminError) -> Status {
+    let (code, reason) = match error {
+        AdminError::NotLeader { .. } => (Code::Unavailable, NOT_LEADER),
+        AdminError::NotAFounder | AdminError::FoundedOtherwise | AdminError::Founders(_) | AdminError::Disk { .. } => {
+            (Code::FailedPrecondition, "Refused")
+        }
+        AdminError::NoReplica => (Code::NotFound, "NoReplica"),
+        AdminError::Holder { .. } => (Code::InvalidArgument, "InvalidArgument"),
+        AdminError::Held { .. } => (Code::FailedPrecondition, "Held"),
+        AdminError::UnknownEpoch { .. } => (Code::FailedPrecondition, "UnknownEpoch"),
+        AdminError::AttachmentUnderWay => (Code::Unavailable, "AttachmentUnderWay"),
+    };
+    refuse(code, reason, &error.to_string())
+}
+
 pub(crate) fn role(replica: &ReplicaReport) -> v1::ReplicaRole {
     match replica.standing {
         Standing::Follower if !replica.votes => v1::ReplicaRole::Learner,
@@ -108,6 +125,14 @@ fn disk_life(state: DiskState) -> v1::DiskLife {
     }
 }
 
+pub(crate) fn spread(text: &str) -> Result<Spread, Status> {
+    match text {
+        "" | "node" => Ok(Spread::Node),
+        "zone" => Ok(Spread::Zone),
+        _ => Err(refuse(Code::InvalidArgument, "InvalidSpec", "spread: say node or zone")),
+    }
+}
+
 /// Without what only the replicas know.
 pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &Volume) -> v1::Volume {
     let coming = volume.replacement.iter().map(|replacement| &replacement.new);
@@ -138,6 +163,7 @@ pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &
         reason: holdfast_metadata::reason::explain_volume(catalogue, id).into_iter().next().map(reason),
         generation: volume.generation,
         replicas: replicas.collect(),
+        labels: volume.labels.clone().into_iter().collect(),
         ..v1::Volume::default()
     }
 }
@@ -155,6 +181,7 @@ pub(crate) fn disk(id: DiskId, disk: &Disk, placed: Placed) -> v1::ClusterDisk {
         placed_bytes: placed.bytes,
         replicas: placed.replicas,
         life: disk_life(disk.state).into(),
+        placeable_bytes: disk.placeable_bytes(placed),
         health: None,
     }
 }

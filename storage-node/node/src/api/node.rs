@@ -7,10 +7,12 @@ use holdfast_id::ClusterId;
 use holdfast_metadata::catalogue::Founder;
 use holdfast_metadata::command::COMMAND_VERSION;
 use holdfast_metadata::spec::Name;
-use holdfast_shard::{AdminReply, AdminRequest, NodeAddress};
+use holdfast_protocol::session::{Epoch, Instance};
+use holdfast_shard::{AdminReply, AdminRequest, AttachVolume, NodeAddress};
+use holdfast_transport::{PeerIdentity, PeerRole};
 use tonic::{Code, Request, Response, Status};
 
-use super::{Services, convert, health, register_once};
+use super::{Services, convert, health, random_id, register_once};
 use crate::control::{Answer, Call, DiskState, DiskView};
 
 #[tonic::async_trait]
@@ -36,6 +38,9 @@ impl Node for Services {
             versions: Some(versions()),
             disk_bytes: view.bytes,
             metadata_member,
+            peer_address: self.config.peer_address(),
+            api_address: self.config.api_address(),
+            zone: self.config.zone.clone().unwrap_or_default(),
         }))
     }
 
@@ -176,6 +181,53 @@ impl Node for Services {
             }
         });
         Ok(Response::new(v1::ListReplicasResponse { replicas: replicas.collect() }))
+    }
+
+    async fn attach_volume(
+        &self,
+        request: Request<v1::AttachVolumeRequest>,
+    ) -> Result<Response<v1::AttachVolumeResponse>, Status> {
+        only_admin(&request)?;
+        let request = request.into_inner();
+        let attach = AttachVolume {
+            volume: convert::parse("volume_id", &request.volume_id)?,
+            holder: request.holder,
+            instance: Instance(u128::from_be_bytes(random_id()?)),
+            take_over: request.take_over,
+        };
+        match self.admin(AdminRequest::Attach(attach)).await? {
+            AdminReply::Attached { epoch, already } => {
+                Ok(Response::new(v1::AttachVolumeResponse { epoch: epoch.0, already }))
+            }
+            reply => Err(Status::internal(format!("an answer of the wrong kind: {reply:?}"))),
+        }
+    }
+
+    async fn detach_volume(
+        &self,
+        request: Request<v1::DetachVolumeRequest>,
+    ) -> Result<Response<v1::DetachVolumeResponse>, Status> {
+        only_admin(&request)?;
+        let request = request.into_inner();
+        let volume = convert::parse("volume_id", &request.volume_id)?;
+        if request.epoch == 0 {
+            return Err(refuse(Code::InvalidArgument, "InvalidArgument", "epoch: name the attachment that is to end"));
+        }
+        match self.admin(AdminRequest::Detach { volume, epoch: Epoch(request.epoch) }).await? {
+            AdminReply::Detached => Ok(Response::new(v1::DetachVolumeResponse {})),
+            reply => Err(Status::internal(format!("an answer of the wrong kind: {reply:?}"))),
+        }
+    }
+}
+
+/// Who attaches decides whose data is written.
+fn only_admin<T>(request: &Request<T>) -> Result<(), Status> {
+    match request.extensions().get::<PeerIdentity>() {
+        Some(peer) if peer.role == PeerRole::Admin => Ok(()),
+        _ => {
+            let message = "attaching and detaching for others takes a certificate of role admin";
+            Err(refuse(Code::PermissionDenied, "NotAllowed", message))
+        }
     }
 }
 

@@ -3,10 +3,6 @@
 //!
 //! Everything here passed the decoders, which have tests of their own.
 
-#![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
-
-mod cluster;
-
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +12,7 @@ use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Epoch, Formatted, Instance, Reply, Request, Session, Stamp};
 use holdfast_shard::{ClientId, Event};
 
-use cluster::{Cluster, VOLUME_BYTES};
+use crate::world::{Cluster, VOLUME_BYTES};
 
 const REQUESTS: u32 = 20_000;
 /// Runs with changed messages; a hundred were searched when this was written.

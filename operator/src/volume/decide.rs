@@ -30,16 +30,27 @@ pub struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Create,
-    Grow { volume_id: String, size_bytes: u64 },
+    Grow {
+        volume_id: String,
+        size_bytes: u64,
+    },
     /// Delete by identifier, or by name where none was ever told.
-    Delete { volume: String },
+    Delete {
+        volume: String,
+    },
     /// The object may go: nothing of the volume is left.
     Release,
     Settled,
     /// Deletion has to wait.
-    Blocked { reason: &'static str, message: String },
+    Blocked {
+        reason: &'static str,
+        message: String,
+    },
     /// Only a person can help.
-    Stuck { reason: &'static str, message: String },
+    Stuck {
+        reason: &'static str,
+        message: String,
+    },
 }
 
 /// # Errors
@@ -87,13 +98,18 @@ pub fn next(wanted: &Wanted, deleting: bool, found: Option<&v1::Volume>) -> Step
         (Some(volume), _, _) => exists(wanted, volume),
         (None, Some(other), Some(known)) => Step::Stuck {
             reason: "AnotherVolume",
-            message: format!("the storage cluster has volume {} under this name, not {known}: delete this object and make \
-                              another one under another name", other.volume_id),
+            message: format!(
+                "the storage cluster has volume {} under this name, not {known}: delete this object and make \
+                              another one under another name",
+                other.volume_id
+            ),
         },
         (None, None, Some(known)) => Step::Stuck {
             reason: "VolumeLost",
-            message: format!("the storage cluster no longer has volume {known}: it was deleted there. Restore it from a \
-                              backup under another name, and delete this object"),
+            message: format!(
+                "the storage cluster no longer has volume {known}: it was deleted there. Restore it from a \
+                              backup under another name, and delete this object"
+            ),
         },
         (None, None, None) => Step::Create,
         (None, Some(_), None) => unreachable!("without a known identifier every volume of the name is ours"),
@@ -117,8 +133,11 @@ fn exists(wanted: &Wanted, volume: &v1::Volume) -> Step {
     if !differences.is_empty() {
         return Step::Stuck {
             reason: "AlreadyExists",
-            message: format!("the storage cluster has a volume of this name with {}, and neither can be changed: give this \
-                              object another name", differences.join(" and ")),
+            message: format!(
+                "the storage cluster has a volume of this name with {}, and neither can be changed: give this \
+                              object another name",
+                differences.join(" and ")
+            ),
         };
     }
     if volume.size_bytes < wanted.size_bytes {

@@ -17,6 +17,9 @@ use crate::settings::Settings;
 /// Field manager of everything that it applies.
 pub const FIELD_MANAGER: &str = "holdfast-operator";
 
+/// Reason of a cluster that is not available because it was never made: no news.
+pub const NOT_FOUNDED: &str = "NotFounded";
+
 pub struct Context {
     pub client: kube::Client,
     pub settings: Settings,

@@ -32,6 +32,8 @@ use crate::metrics::Metrics;
 const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 /// Looks for another authority, cluster or lifetime.
 const REFRESH_EVERY: Duration = Duration::from_secs(15);
+/// Looks for the first one.
+const FIND_EVERY: Duration = Duration::from_secs(3);
 /// One judgement of the API server.
 const REVIEW_WITHIN: Duration = Duration::from_secs(10);
 /// Longest token that is passed on.
@@ -104,7 +106,7 @@ async fn refresh(context: &Context, signer: &Mutex<Option<Signer>>, tell: &watch
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the authority of the agents' cluster cannot be read"),
         }
-        tokio::time::sleep(if shown.is_some() { REFRESH_EVERY } else { Duration::from_secs(1) }).await;
+        tokio::time::sleep(if shown.is_some() { REFRESH_EVERY } else { FIND_EVERY }).await;
     }
 }
 

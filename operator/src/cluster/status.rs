@@ -9,6 +9,7 @@ use super::layout::MAIN_GROUP;
 use super::observed::{Catalogue, Observed, node_state};
 use super::validate::{Problem, ValidCluster};
 use crate::conditions::Conditions;
+use crate::context::NOT_FOUNDED;
 use holdfast_crds::quantity;
 
 /// Whether the one CSI driver belongs to this cluster.
@@ -84,7 +85,7 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
             // What runs goes on running.
         }
         Some(Step::Wait { silent, why }) => {
-            let pods: Vec<String> = silent.iter().filter_map(|name| waits(observed, name)).collect();
+            let pods: Vec<String> = silent.iter().filter_map(|name| Some(format!("{name}: {}", waits(observed, name)?))).collect();
             let why = if pods.is_empty() { why.clone() } else { pods.join("; ") };
             conditions.reconciling(
                 "WaitingForMembers",
@@ -97,7 +98,7 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
         Some(Step::Join { .. } | Step::Settled { .. }) => {}
     }
     match &observed.catalogue {
-        None => conditions.set(condition::AVAILABLE, false, "NotFounded", "there is no storage cluster yet"),
+        None => conditions.set(condition::AVAILABLE, false, NOT_FOUNDED, "there is no storage cluster yet"),
         Some(Err(why)) => {
             conditions.set(condition::AVAILABLE, false, "NoLeader", why.clone());
             if !conditions.is_decided() {

@@ -18,6 +18,8 @@ pub struct Wanted {
     pub name: String,
     pub size_bytes: u64,
     pub replicas: u32,
+    /// Not the cluster's default, which may change after the volume was made.
+    pub replicas_asked: bool,
     pub block_bytes: u32,
     pub spread: &'static str,
     /// Identifier of the volume that the object is known to be; never another one's.
@@ -64,6 +66,7 @@ pub fn wanted(volume: &Volume, default_replicas: i32) -> Result<Wanted, String> 
         name: volume.metadata.name.clone().unwrap_or_default(),
         size_bytes: asked.max(SIZE_MIN).next_multiple_of(SIZE_UNIT),
         replicas: u32::try_from(spec.replicas.unwrap_or(default_replicas)).unwrap_or(1),
+        replicas_asked: spec.replicas.is_some(),
         block_bytes: spec.logical_block_size.and_then(|size| u32::try_from(size).ok()).unwrap_or(DEFAULT_BLOCK),
         spread: match spec.placement.spread {
             Spread::Node => "node",
@@ -127,7 +130,7 @@ fn exists(wanted: &Wanted, volume: &v1::Volume) -> Step {
     if volume.logical_block_bytes != wanted.block_bytes && !wanted.adopted {
         differences.push(format!("blocks of {} bytes, not {}", volume.logical_block_bytes, wanted.block_bytes));
     }
-    if volume.replicas_wanted != wanted.replicas && !wanted.adopted {
+    if volume.replicas_wanted != wanted.replicas && wanted.replicas_asked && !wanted.adopted {
         differences.push(format!("{} copies, not {}", volume.replicas_wanted, wanted.replicas));
     }
     if !differences.is_empty() {
@@ -205,6 +208,8 @@ pub(crate) mod tests {
         assert_eq!(step(KNOWN, false, Some(&large)), Step::Settled);
         let mut other = found("a");
         other.replicas_wanted = 2;
+        assert_eq!(step("", false, Some(&other)), Step::Settled, "the default has changed since");
+        other.logical_block_bytes = 512;
         assert!(matches!(step("", false, Some(&other)), Step::Stuck { reason: "AlreadyExists", .. }));
     }
 

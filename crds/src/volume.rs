@@ -36,6 +36,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.logicalBlockSize) == has(oldSelf.logicalBlockSize)").message("the logical block size of a volume cannot be changed: make another volume and copy"),
+    validation = Rule::new("has(self.replicas) == has(oldSelf.replicas) && (!has(self.replicas) || self.replicas == oldSelf.replicas)").message("the number of copies of a volume cannot be changed"),
     validation = Rule::new("has(self.source) == has(oldSelf.source)").message("the source of a volume cannot be changed"),
 )]
 pub struct VolumeSpec {

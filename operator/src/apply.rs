@@ -9,8 +9,8 @@ use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::core::DynamicObject;
 use tokio::time::Instant;
 
-use crate::context::{Context, FIELD_MANAGER};
 use crate::cluster::layout::Layout;
+use crate::context::{Context, FIELD_MANAGER};
 use crate::object::{LABEL_CLUSTER_NAMESPACE, Object};
 
 /// What somebody else changed is put right after this long at most.
@@ -52,7 +52,8 @@ pub async fn is_ours(context: &Context, object: &Object, layout: &Layout) -> Res
     let found = api(context, object).get_opt(object.name()).await?;
     Ok(found.is_some_and(|found| {
         let label = |key: &str| found.labels().get(key).map(String::as_str);
-        label(LABEL_CLUSTER) == Some(&layout.name) && label(LABEL_CLUSTER_NAMESPACE) == Some(&layout.namespace)
+        label(LABEL_CLUSTER) == Some(layout.name.as_str())
+            && label(LABEL_CLUSTER_NAMESPACE) == Some(layout.namespace.as_str())
     }))
 }
 

@@ -95,7 +95,9 @@ impl Conditions {
 pub fn changed<'a>(before: &[Condition], after: &'a [Condition]) -> Vec<&'a Condition> {
     after
         .iter()
-        .filter(|new| !before.iter().any(|old| old.type_ == new.type_ && old.status == new.status && old.reason == new.reason))
+        .filter(|new| {
+            !before.iter().any(|old| old.type_ == new.type_ && old.status == new.status && old.reason == new.reason)
+        })
         .collect()
 }
 
@@ -141,6 +143,8 @@ mod tests {
         let mut conditions = Conditions::default();
         conditions.stalled("Foreign", "é".repeat(5000));
         assert!(conditions.holds(condition::STALLED) && !conditions.holds(condition::READY));
-        assert!(conditions.merge(&[], None, at(0)).iter().all(|condition| condition.message.len() <= MESSAGE_BYTES_MAX));
+        assert!(
+            conditions.merge(&[], None, at(0)).iter().all(|condition| condition.message.len() <= MESSAGE_BYTES_MAX)
+        );
     }
 }

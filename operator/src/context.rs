@@ -17,6 +17,9 @@ use crate::settings::Settings;
 /// Field manager of everything that it applies.
 pub const FIELD_MANAGER: &str = "holdfast-operator";
 
+/// Reason of a cluster that is not available because it was never made: no news.
+pub const NOT_FOUNDED: &str = "NotFounded";
+
 pub struct Context {
     pub client: kube::Client,
     pub settings: Settings,
@@ -71,7 +74,8 @@ impl Context {
     pub async fn tell(&self, about: &ObjectReference, changed: &[&Condition]) {
         for condition in changed {
             let bad = matches!(condition.type_.as_str(), "Stalled" | "Degraded" | "DeletionBlocked" | "NoRedundancy");
-            let warning = (bad && condition.status == "True") || (condition.type_ == "Available" && condition.status == "False");
+            let warning =
+                (bad && condition.status == "True") || (condition.type_ == "Available" && condition.status == "False");
             // What is on its way, or said by another condition at the same time, is no news.
             if !warning && !(condition.type_ == "Ready" && condition.status == "True") {
                 continue;

@@ -36,7 +36,8 @@ pub async fn run(context: Arc<Context>, stop: watch::Receiver<bool>) {
         .graceful_shutdown_on(stopped(stop.clone()));
     let clusters = Controller::new(Api::<StorageCluster>::all(client.clone()), watcher::Config::default());
     let ours = || watcher::Config::default().labels(MANAGED);
-    let looker = Arc::new(Looker { context: Arc::clone(&context), clusters: clusters.store(), volumes: volumes.store() });
+    let looker =
+        Arc::new(Looker { context: Arc::clone(&context), clusters: clusters.store(), volumes: volumes.store() });
     let clusters = clusters
         .with_config(Config::default().concurrency(CLUSTERS_AT_ONCE))
         .owns(Api::<StatefulSet>::all(client.clone()), ours())

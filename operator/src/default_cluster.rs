@@ -21,7 +21,9 @@ pub async fn make(context: &Context) {
     let cluster = match read(path).await {
         Ok(None) => return,
         Ok(Some(cluster)) => cluster,
-        Err(error) => return tracing::error!(path = %path.display(), "the default StorageCluster is not made: {error:#}"),
+        Err(error) => {
+            return tracing::error!(path = %path.display(), "the default StorageCluster is not made: {error:#}");
+        }
     };
     let (namespace, name) = (cluster.namespace().unwrap_or_default(), cluster.name_any());
     let clusters: Api<StorageCluster> = Api::namespaced(context.client.clone(), &namespace);

@@ -32,6 +32,8 @@ use crate::metrics::Metrics;
 const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 /// Looks for another authority, cluster or lifetime.
 const REFRESH_EVERY: Duration = Duration::from_secs(15);
+/// Looks for the first one.
+const FIND_EVERY: Duration = Duration::from_secs(3);
 /// One judgement of the API server.
 const REVIEW_WITHIN: Duration = Duration::from_secs(10);
 /// Longest token that is passed on.
@@ -86,7 +88,9 @@ async fn refresh(context: &Context, signer: &Mutex<Option<Signer>>, tell: &watch
             Ok(Some((found, ca_pem))) => {
                 let now = SystemTime::now();
                 let fresh = shown.as_ref().is_some_and(|(pem, days, at)| {
-                    *pem == ca_pem && *days == found.days && now.duration_since(*at).is_ok_and(|age| age < Duration::from_secs(86_400))
+                    *pem == ca_pem
+                        && *days == found.days
+                        && now.duration_since(*at).is_ok_and(|age| age < Duration::from_secs(86_400))
                 });
                 if !fresh {
                     match show(&found, &ca_pem, now) {
@@ -102,7 +106,7 @@ async fn refresh(context: &Context, signer: &Mutex<Option<Signer>>, tell: &watch
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the authority of the agents' cluster cannot be read"),
         }
-        tokio::time::sleep(if shown.is_some() { REFRESH_EVERY } else { Duration::from_secs(1) }).await;
+        tokio::time::sleep(if shown.is_some() { REFRESH_EVERY } else { FIND_EVERY }).await;
     }
 }
 
@@ -111,9 +115,13 @@ async fn find(context: &Context) -> anyhow::Result<Option<(Signer, String)>> {
     let clusters = clusters.list(&ListParams::default()).await?.items;
     let Some(name) = crate::cluster::reconcile::chosen(context, &clusters) else { return Ok(None) };
     let layout = Layout::new(&name);
-    let object = clusters.iter().find(|c| c.name_any() == name.name && c.namespace().as_deref() == Some(&name.namespace));
+    let object = clusters
+        .iter()
+        .find(|c| c.name_any() == name.name && c.namespace().as_deref() == Some(name.namespace.as_str()));
     let days = object.map_or(1, |cluster| cluster.spec.security.certificate_days);
-    let Some(secret) = files::read_secret(context, &layout.namespace, &layout.authority()).await? else { return Ok(None) };
+    let Some(secret) = files::read_secret(context, &layout.namespace, &layout.authority()).await? else {
+        return Ok(None);
+    };
     let authority = certificates::authority(&secret)?;
     let ca_pem = authority.certificate_pem().to_owned();
     let days = u32::try_from(days).unwrap_or(1).max(1);
@@ -147,7 +155,10 @@ fn judge(status: &TokenReviewStatus, cluster: &ClusterRef) -> Result<String, Str
     let nodes = user.extra.unwrap_or_default().remove(NODE_CLAIM).unwrap_or_default();
     match &nodes[..] {
         [node] if !node.is_empty() => Ok(node.clone()),
-        _ => Err("the token is not bound to a pod on a node: Kubernetes 1.33 or later and a projected token are needed".to_owned()),
+        _ => {
+            Err("the token is not bound to a pod on a node: Kubernetes 1.33 or later and a projected token are needed"
+                .to_owned())
+        }
     }
 }
 
@@ -173,7 +184,7 @@ impl Service {
         let signer = self.signer.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(signer) = signer else { return Err(Status::unavailable("there is no authority yet")) };
         let review = TokenReview {
-            spec: TokenReviewSpec { token: Some(token), audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]) },
+            spec: TokenReviewSpec { token, audiences: Some(vec![TOKEN_AUDIENCE.to_owned()]) },
             ..TokenReview::default()
         };
         let reviews: Api<TokenReview> = Api::all(self.context.client.clone());
@@ -233,7 +244,8 @@ mod tests {
         let user = |name: &'static str| {
             move |status: &mut TokenReviewStatus| status.user.as_mut().unwrap().username = Some(name.to_owned())
         };
-        for name in ["system:serviceaccount:other:main-agent", "system:serviceaccount:storage:main-nodes", "admin", ""] {
+        for name in ["system:serviceaccount:other:main-agent", "system:serviceaccount:storage:main-nodes", "admin", ""]
+        {
             assert!(changed(&user(name)).is_err(), "{name}");
         }
         let nodes = |names: Vec<String>| {

@@ -91,7 +91,11 @@ mod tests {
             ("\u{0}", "400 Bad Request"),
             ("", "400 Bad Request"),
         ] {
-            assert_eq!(answer(request.as_bytes(), || crate::metrics::Metrics::default().render()).0, status, "{request:?}");
+            assert_eq!(
+                answer(request.as_bytes(), || crate::metrics::Metrics::default().render()).0,
+                status,
+                "{request:?}"
+            );
         }
     }
 }

@@ -15,7 +15,14 @@ pub struct Object(pub Value);
 
 impl Object {
     /// In the cluster's namespace, labelled as its part, and gone with it where `uid` is given.
-    pub fn namespaced(layout: &Layout, uid: Option<&str>, api: &str, kind: &str, name: &str, component: &str) -> Object {
+    pub fn namespaced(
+        layout: &Layout,
+        uid: Option<&str>,
+        api: &str,
+        kind: &str,
+        name: &str,
+        component: &str,
+    ) -> Object {
         let mut object = Object::bare(layout, api, kind, name, component);
         object.0["metadata"]["namespace"] = json!(layout.namespace);
         if let Some(uid) = uid {

@@ -103,9 +103,10 @@ fn probe(port: u16, failures: u32) -> Value {
 
 /// Names the template: pods that carry another one are outdated. FNV-1a, because it must be the same in every build.
 fn with_template_label(mut template: Value) -> Value {
-    let hash = template.to_string().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+    let hash = template
+        .to_string()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     template["metadata"]["labels"][TEMPLATE_LABEL] = json!(format!("{hash:016x}"));
     template
 }

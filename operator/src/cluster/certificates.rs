@@ -49,7 +49,9 @@ pub struct Issued {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    #[error("the Secret of the authority holds no {file}: restore it from a backup, or delete it to have a new one made")]
+    #[error(
+        "the Secret of the authority holds no {file}: restore it from a backup, or delete it to have a new one made"
+    )]
     NoAuthority { file: &'static str },
     #[error("the authority of the Secret cannot be used: {0}")]
     Authority(#[source] PkiError),

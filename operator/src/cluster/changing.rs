@@ -44,7 +44,8 @@ pub async fn advance(
         conditions.reconciling("Shrinking", waits.clone());
         return Ok(());
     }
-    for (step, reason) in [(update::members(looked), "UpdatingMembers"), (update::machines(looked), "UpdatingMachines")] {
+    for (step, reason) in [(update::members(looked), "UpdatingMembers"), (update::machines(looked), "UpdatingMachines")]
+    {
         match step {
             Step::Done => {}
             Step::Wait { why } => {
@@ -80,15 +81,17 @@ fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
 /// # Errors
 /// The first volume that lacks a copy, in words.
 async fn whole(client: &Client, catalogue: &Catalogue) -> Result<(), String> {
-    let asked = futures::stream::iter(&catalogue.volumes).map(|volume| async move {
-        let request = v1::GetVolumeRequest { volume: volume.volume_id.clone() };
+    let volumes: Vec<(String, String)> =
+        catalogue.volumes.iter().map(|volume| (volume.volume_id.clone(), volume.name.clone())).collect();
+    let asked = futures::stream::iter(volumes).map(|(volume, name)| async move {
+        let request = v1::GetVolumeRequest { volume };
         let answer = client.call(|mut cluster| {
             let request = request.clone();
             async move { cluster.get_volume(request).await }
         });
         match answer.await {
             Ok(answer) if answer.volume.as_ref().is_some_and(|v| v.health() == v1::VolumeHealth::Healthy) => Ok(()),
-            Ok(_) => Err(format!("volume {} has not all its copies", volume.name)),
+            Ok(_) => Err(format!("volume {name} has not all its copies")),
             // Deleted meanwhile.
             Err(error) if error.code() == tonic::Code::NotFound => Ok(()),
             Err(error) => Err(error.to_string()),

@@ -35,8 +35,11 @@ pub fn held(policy: DeletionPolicy, volumes: &[&Volume]) -> Option<(&'static str
         return Some(("VolumesAttached", message));
     }
     if policy == DeletionPolicy::Delete && !volumes.is_empty() {
-        let message = format!("deletionPolicy is Delete, and there are volumes: {}; delete their claims first, or set it to \
-                               Retain", list(volumes));
+        let message = format!(
+            "deletionPolicy is Delete, and there are volumes: {}; delete their claims first, or set it to \
+                               Retain",
+            list(volumes)
+        );
         return Some(("VolumesExist", message));
     }
     None

@@ -38,7 +38,9 @@ pub async fn read_config(context: &Context, namespace: &str, name: &str) -> Resu
 /// The API server's refusal.
 pub async fn create_secret(context: &Context, layout: &Layout, name: &str, files: &Files) -> Result<(), kube::Error> {
     let secret: Secret = typed(&secret(layout, None, name, files));
-    Api::<Secret>::namespaced(context.client.clone(), &layout.namespace).create(&PostParams::default(), &secret).await?;
+    Api::<Secret>::namespaced(context.client.clone(), &layout.namespace)
+        .create(&PostParams::default(), &secret)
+        .await?;
     Ok(())
 }
 

@@ -56,12 +56,22 @@ impl Record {
 /// What a member says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    Nothing { why: String },
-    Empty { node_id: String },
+    Nothing {
+        why: String,
+    },
+    Empty {
+        node_id: String,
+    },
     /// Its disk is formatted for this cluster.
-    Formatted { node_id: String, cluster_id: String, disk_id: String },
+    Formatted {
+        node_id: String,
+        cluster_id: String,
+        disk_id: String,
+    },
     /// Its disk cannot be used.
-    Unusable { why: String },
+    Unusable {
+        why: String,
+    },
 }
 
 /// What to do next.
@@ -90,11 +100,8 @@ pub fn next(expected: &[String], said: &BTreeMap<String, Said>, record: Option<&
     if let Some(stuck) = stuck(said, record) {
         return stuck;
     }
-    let silent: Vec<String> = expected
-        .iter()
-        .filter(|name| matches!(said.get(*name), None | Some(Said::Nothing { .. })))
-        .cloned()
-        .collect();
+    let silent: Vec<String> =
+        expected.iter().filter(|name| matches!(said.get(*name), None | Some(Said::Nothing { .. }))).cloned().collect();
     let why = silent.first().map(|name| match said.get(name) {
         Some(Said::Nothing { why }) => format!("{name}: {why}"),
         _ => format!("{name} was not asked yet"),
@@ -164,8 +171,10 @@ fn stuck(said: &BTreeMap<String, Said>, record: Option<&Record>) -> Option<Step>
             Said::Nothing { .. } | Said::Unusable { .. } => continue,
         };
         if let Some(other) = ids.insert(node_id, name) {
-            let message = format!("{other} and {name} answer with the same identity {node_id}: look for a storage node \
-                                   outside this cluster that was given its certificate");
+            let message = format!(
+                "{other} and {name} answer with the same identity {node_id}: look for a storage node \
+                                   outside this cluster that was given its certificate"
+            );
             return Some(Step::Stuck { reason: "SameIdentity", message });
         }
     }
@@ -185,8 +194,12 @@ fn stuck(said: &BTreeMap<String, Said>, record: Option<&Record>) -> Option<Step>
         return Some(Step::Stuck { reason: "ForeignCluster", message });
     }
     if clusters.len() > 1 {
-        let list: Vec<String> = clusters.iter().map(|(cluster, names)| format!("{} of {cluster}", names.join(", "))).collect();
-        let message = format!("members of different storage clusters: {}. Give those of the wrong one empty disks", list.join("; "));
+        let list: Vec<String> =
+            clusters.iter().map(|(cluster, names)| format!("{} of {cluster}", names.join(", "))).collect();
+        let message = format!(
+            "members of different storage clusters: {}. Give those of the wrong one empty disks",
+            list.join("; ")
+        );
         return Some(Step::Stuck { reason: "DifferentClusters", message });
     }
     // One bad disk does not stop a cluster that runs; it is told of as that member's state.

@@ -22,7 +22,9 @@ use crate::conditions;
 use crate::context::Context;
 
 /// What the two kinds have in common.
-trait Shown: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize {
+trait Shown:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned + Serialize
+{
     fn conditions(&self) -> Vec<Condition>;
     fn set_conditions(&mut self, conditions: Vec<Condition>);
     /// Nothing is to be written.

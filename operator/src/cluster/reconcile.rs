@@ -43,7 +43,9 @@ pub enum ClusterError {
     Certificates(#[from] CertificateError),
     #[error("the certificates make no TLS configuration: {0}")]
     Tls(String),
-    #[error("the record of the founding ({name}) cannot be read: {detail}; restore it, or delete it where every disk is whole: it is then found again")]
+    #[error(
+        "the record of the founding ({name}) cannot be read: {detail}; restore it, or delete it where every disk is whole: it is then found again"
+    )]
     Record { name: String, detail: String },
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
@@ -165,7 +167,12 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
         conditions.reconciling("MemberRefused", why);
     }
     if let Some(Ok(catalogue)) = &observed.catalogue {
-        let looked = update::Looked { cluster: valid, observed: &observed, catalogue, templates: &build::templates(&objects_wanted) };
+        let looked = update::Looked {
+            cluster: valid,
+            observed: &observed,
+            catalogue,
+            templates: &build::templates(&objects_wanted),
+        };
         changing::advance(context, &running.client, &plan, &looked, &mut conditions).await?;
         if now.phase.as_deref() == Some("Ready") && conditions.holds(condition::RECONCILING) {
             now.phase = Some("Updating".to_owned());
@@ -262,7 +269,8 @@ fn run(
     let client = match known {
         Some(running) => running.client,
         None => {
-            let tls = TlsConfigs::new(&issued.admin, &issued.roots).map_err(|error| ClusterError::Tls(error.to_string()))?;
+            let tls =
+                TlsConfigs::new(&issued.admin, &issued.roots).map_err(|error| ClusterError::Tls(error.to_string()))?;
             storage::client(&valid.layout, members, tls)
         }
     };
@@ -354,11 +362,19 @@ async fn take(
 fn mint(valid: &ValidCluster, founders: &[(String, String)], observed: &Observed) -> Result<Record, ClusterError> {
     let zones: BTreeMap<String, Option<String>> =
         valid.members().into_iter().map(|(name, group)| (name, group.zone.clone())).collect();
-    let mut record = Record { cluster_id: ClusterId::from_bytes(random()?).map(|id| id.to_string()).unwrap_or_default(), ..Record::default() };
+    let mut record = Record {
+        cluster_id: ClusterId::from_bytes(random()?).map(|id| id.to_string()).unwrap_or_default(),
+        ..Record::default()
+    };
     for (name, node_id) in founders {
         let replica_id = ReplicaId::from_bytes(random()?).map(|id| id.to_string()).unwrap_or_default();
         let zone = zones.get(name).cloned().flatten().or_else(|| observed.pods.get(name)?.zone.clone());
-        record.founders.push(Founder { name: name.clone(), node_id: node_id.clone(), replica_id, zone: zone.unwrap_or_default() });
+        record.founders.push(Founder {
+            name: name.clone(),
+            node_id: node_id.clone(),
+            replica_id,
+            zone: zone.unwrap_or_default(),
+        });
     }
     Ok(record)
 }
@@ -399,9 +415,10 @@ pub fn chosen<C: Borrow<StorageCluster>>(context: &Context, clusters: &[C]) -> O
     if let Some(configured) = &context.settings.csi_cluster {
         return Some(configured.clone());
     }
-    let oldest = clusters.iter().map(Borrow::borrow).min_by_key(|cluster| {
-        (cluster.metadata.creation_timestamp.clone(), cluster.namespace(), cluster.name_any())
-    })?;
+    let oldest = clusters
+        .iter()
+        .map(Borrow::borrow)
+        .min_by_key(|cluster| (cluster.metadata.creation_timestamp.clone(), cluster.namespace(), cluster.name_any()))?;
     Some(layout_of(oldest).cluster_ref())
 }
 

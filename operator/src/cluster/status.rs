@@ -9,6 +9,7 @@ use super::layout::MAIN_GROUP;
 use super::observed::{Catalogue, Observed, node_state};
 use super::validate::{Problem, ValidCluster};
 use crate::conditions::Conditions;
+use crate::context::NOT_FOUNDED;
 use holdfast_crds::quantity;
 
 /// Whether the one CSI driver belongs to this cluster.
@@ -42,8 +43,10 @@ pub fn status(
             condition::CSI_READY,
             false,
             "AnotherCluster",
-            format!("the CSI driver belongs to the StorageCluster {cluster}: a Kubernetes cluster has one. Pods cannot use \
-                     volumes of this one"),
+            format!(
+                "the CSI driver belongs to the StorageCluster {cluster}: a Kubernetes cluster has one. Pods cannot use \
+                     volumes of this one"
+            ),
         ),
         Csi::Here if observed.csi_waits.is_empty() => {
             conditions.set(condition::CSI_READY, true, "Ready", "the driver's processes are ready");
@@ -82,9 +85,12 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
             // What runs goes on running.
         }
         Some(Step::Wait { silent, why }) => {
-            let pods: Vec<String> = silent.iter().filter_map(|name| waits(observed, name)).collect();
+            let pods: Vec<String> = silent.iter().filter_map(|name| Some(format!("{name}: {}", waits(observed, name)?))).collect();
             let why = if pods.is_empty() { why.clone() } else { pods.join("; ") };
-            conditions.reconciling("WaitingForMembers", format!("before the cluster is made, every member has to answer: {why}"));
+            conditions.reconciling(
+                "WaitingForMembers",
+                format!("before the cluster is made, every member has to answer: {why}"),
+            );
         }
         Some(Step::Mint { .. } | Step::Adopt { .. } | Step::Found { .. } | Step::RecordFounded { .. }) => {
             conditions.reconciling("Founding", "the storage cluster is being made");
@@ -92,7 +98,7 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
         Some(Step::Join { .. } | Step::Settled { .. }) => {}
     }
     match &observed.catalogue {
-        None => conditions.set(condition::AVAILABLE, false, "NotFounded", "there is no storage cluster yet"),
+        None => conditions.set(condition::AVAILABLE, false, NOT_FOUNDED, "there is no storage cluster yet"),
         Some(Err(why)) => {
             conditions.set(condition::AVAILABLE, false, "NoLeader", why.clone());
             if !conditions.is_decided() {
@@ -151,7 +157,8 @@ fn redundancy(cluster: &ValidCluster, conditions: &mut Conditions) {
         let message = format!("{members} storage nodes tolerate the loss of none; three tolerate the loss of one");
         conditions.set(condition::NO_REDUNDANCY, true, "TooFewMembers", message);
     } else if cluster.default_replicas < 3 {
-        let message = format!("volumes get {} copies by default, which tolerate the loss of none", cluster.default_replicas);
+        let message =
+            format!("volumes get {} copies by default, which tolerate the loss of none", cluster.default_replicas);
         conditions.set(condition::NO_REDUNDANCY, true, "TooFewReplicas", message);
     }
 }
@@ -197,7 +204,11 @@ fn members(cluster: &ValidCluster, observed: &Observed, catalogue: Option<&Catal
 fn capacity(catalogue: &Catalogue) -> Capacity {
     let (mut total, mut placed) = (0u64, 0u64);
     for node in catalogue.nodes.iter().filter(|node| node.state() == v1::NodeState::Active) {
-        for disk in node.disks.iter().filter(|disk| disk.life() == v1::DiskLife::Active && disk.state() == v1::DiskState::Formatted) {
+        for disk in node
+            .disks
+            .iter()
+            .filter(|disk| disk.life() == v1::DiskLife::Active && disk.state() == v1::DiskState::Formatted)
+        {
             total = total.saturating_add(disk.capacity_bytes);
             placed = placed.saturating_add(disk.placed_bytes);
         }

@@ -141,7 +141,8 @@ pub async fn join(
 /// # Errors
 /// Nobody leads.
 pub async fn catalogue(client: &Client) -> Result<Catalogue, CallError> {
-    let nodes = client.call(|mut cluster| async move { cluster.list_nodes(v1::ListNodesRequest {}).await }).await?.nodes;
+    let nodes =
+        client.call(|mut cluster| async move { cluster.list_nodes(v1::ListNodesRequest {}).await }).await?.nodes;
     let mut volumes = Vec::new();
     let mut after = String::new();
     for _ in 0..PAGES_MAX {

@@ -27,10 +27,17 @@ pub enum Step {
     /// Every pod is as it should be.
     Done,
     /// Replace this pod, where every volume has all its copies if `healthy`.
-    Replace { pod: String, healthy: bool },
-    Wait { why: String },
+    Replace {
+        pod: String,
+        healthy: bool,
+    },
+    Wait {
+        why: String,
+    },
     /// A person deletes the pods.
-    Manual { pods: Vec<String> },
+    Manual {
+        pods: Vec<String>,
+    },
 }
 
 /// Of the storage nodes.
@@ -41,7 +48,9 @@ pub fn members(looked: &Looked<'_>) -> Step {
         .iter()
         .filter(|(name, group)| {
             let pod = observed.pods.get(name);
-            pod.is_some_and(|pod| !pod.terminating && looked.templates.get(&group.name).is_some_and(|t| *t != pod.template))
+            pod.is_some_and(|pod| {
+                !pod.terminating && looked.templates.get(&group.name).is_some_and(|t| *t != pod.template)
+            })
         })
         .map(|(name, _)| name)
         .collect();
@@ -73,7 +82,9 @@ pub fn machines(looked: &Looked<'_>) -> Step {
     let mut by_machine: BTreeMap<&str, BTreeMap<&str, (&str, bool, bool)>> = BTreeMap::new();
     let mut unready = None;
     for (component, name, pod) in &looked.observed.others {
-        let Some(template) = looked.templates.get(component).filter(|_| matches!(component.as_str(), "agent" | "keeper")) else {
+        let Some(template) =
+            looked.templates.get(component).filter(|_| matches!(component.as_str(), "agent" | "keeper"))
+        else {
             continue;
         };
         let Some(machine) = &pod.machine else { continue };

@@ -54,7 +54,9 @@ pub enum Disk {
 impl ValidCluster {
     /// Every storage node that the spec asks for, group by group: name of the pod, and its group.
     pub fn members(&self) -> Vec<(String, &Group)> {
-        let of = |group: &'_ Group| (0..group.replicas).map(|ordinal| self.layout.pod(&group.name, ordinal)).collect::<Vec<_>>();
+        let of = |group: &'_ Group| {
+            (0..group.replicas).map(|ordinal| self.layout.pod(&group.name, ordinal)).collect::<Vec<_>>()
+        };
         self.groups.iter().flat_map(|group| of(group).into_iter().map(move |pod| (pod, group))).collect()
     }
 

@@ -35,8 +35,8 @@ pub async fn observe(context: &Context, layout: &Layout) -> Result<Observed, kub
     }
     let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), &layout.namespace);
     for set in sets.list(&all).await? {
-        let group = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref()?.labels.as_ref()?.get(LABEL_GROUP));
-        let replicas = set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(0);
+        let group = set.spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref()?.get(LABEL_GROUP));
+        let replicas = set.spec.replicas.unwrap_or(0);
         observed.replicas.extend(group.map(|group| (group.clone(), replicas)));
     }
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &layout.namespace);
@@ -48,7 +48,8 @@ pub async fn observe(context: &Context, layout: &Layout) -> Result<Observed, kub
 fn read(pod: &KubePod) -> Pod {
     let status = pod.status.clone().unwrap_or_default();
     let condition = |kind: &str| status.conditions.iter().flatten().find(|condition| condition.type_ == kind);
-    let containers = || status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+    let containers =
+        || status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
     let ready = condition("Ready").is_some_and(|condition| condition.status == "True");
     let restarts: i32 = containers().map(|container| container.restart_count).sum();
     let waiting = containers().find_map(|container| {
@@ -61,7 +62,9 @@ fn read(pod: &KubePod) -> Pod {
     let unscheduled = condition("PodScheduled").filter(|condition| condition.status == "False");
     let waits = match (ready, unscheduled, waiting) {
         (true, _, _) => String::new(),
-        (_, Some(condition), _) => format!("its pod is not scheduled: {}", condition.message.clone().unwrap_or_default()),
+        (_, Some(condition), _) => {
+            format!("its pod is not scheduled: {}", condition.message.clone().unwrap_or_default())
+        }
         (_, None, Some(why)) => why,
         (false, None, None) => "its pod is not ready".to_owned(),
     };
@@ -87,7 +90,9 @@ async fn csi_waits(context: &Context, layout: &Layout, all: &ListParams) -> Resu
             continue;
         }
         let status = set.status.unwrap_or_default();
-        if status.observed_generation != set.metadata.generation || status.number_ready < status.desired_number_scheduled {
+        if status.observed_generation != set.metadata.generation
+            || status.number_ready < status.desired_number_scheduled
+        {
             waits.push(format!("{name}: {} of {} ready", status.number_ready, status.desired_number_scheduled));
         }
     }

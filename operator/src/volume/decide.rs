@@ -18,6 +18,8 @@ pub struct Wanted {
     pub name: String,
     pub size_bytes: u64,
     pub replicas: u32,
+    /// Not the cluster's default, which may change after the volume was made.
+    pub replicas_asked: bool,
     pub block_bytes: u32,
     pub spread: &'static str,
     /// Identifier of the volume that the object is known to be; never another one's.
@@ -30,16 +32,27 @@ pub struct Wanted {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Create,
-    Grow { volume_id: String, size_bytes: u64 },
+    Grow {
+        volume_id: String,
+        size_bytes: u64,
+    },
     /// Delete by identifier, or by name where none was ever told.
-    Delete { volume: String },
+    Delete {
+        volume: String,
+    },
     /// The object may go: nothing of the volume is left.
     Release,
     Settled,
     /// Deletion has to wait.
-    Blocked { reason: &'static str, message: String },
+    Blocked {
+        reason: &'static str,
+        message: String,
+    },
     /// Only a person can help.
-    Stuck { reason: &'static str, message: String },
+    Stuck {
+        reason: &'static str,
+        message: String,
+    },
 }
 
 /// # Errors
@@ -53,6 +66,7 @@ pub fn wanted(volume: &Volume, default_replicas: i32) -> Result<Wanted, String> 
         name: volume.metadata.name.clone().unwrap_or_default(),
         size_bytes: asked.max(SIZE_MIN).next_multiple_of(SIZE_UNIT),
         replicas: u32::try_from(spec.replicas.unwrap_or(default_replicas)).unwrap_or(1),
+        replicas_asked: spec.replicas.is_some(),
         block_bytes: spec.logical_block_size.and_then(|size| u32::try_from(size).ok()).unwrap_or(DEFAULT_BLOCK),
         spread: match spec.placement.spread {
             Spread::Node => "node",
@@ -87,13 +101,18 @@ pub fn next(wanted: &Wanted, deleting: bool, found: Option<&v1::Volume>) -> Step
         (Some(volume), _, _) => exists(wanted, volume),
         (None, Some(other), Some(known)) => Step::Stuck {
             reason: "AnotherVolume",
-            message: format!("the storage cluster has volume {} under this name, not {known}: delete this object and make \
-                              another one under another name", other.volume_id),
+            message: format!(
+                "the storage cluster has volume {} under this name, not {known}: delete this object and make \
+                              another one under another name",
+                other.volume_id
+            ),
         },
         (None, None, Some(known)) => Step::Stuck {
             reason: "VolumeLost",
-            message: format!("the storage cluster no longer has volume {known}: it was deleted there. Restore it from a \
-                              backup under another name, and delete this object"),
+            message: format!(
+                "the storage cluster no longer has volume {known}: it was deleted there. Restore it from a \
+                              backup under another name, and delete this object"
+            ),
         },
         (None, None, None) => Step::Create,
         (None, Some(_), None) => unreachable!("without a known identifier every volume of the name is ours"),
@@ -111,14 +130,17 @@ fn exists(wanted: &Wanted, volume: &v1::Volume) -> Step {
     if volume.logical_block_bytes != wanted.block_bytes && !wanted.adopted {
         differences.push(format!("blocks of {} bytes, not {}", volume.logical_block_bytes, wanted.block_bytes));
     }
-    if volume.replicas_wanted != wanted.replicas && !wanted.adopted {
+    if volume.replicas_wanted != wanted.replicas && wanted.replicas_asked && !wanted.adopted {
         differences.push(format!("{} copies, not {}", volume.replicas_wanted, wanted.replicas));
     }
     if !differences.is_empty() {
         return Step::Stuck {
             reason: "AlreadyExists",
-            message: format!("the storage cluster has a volume of this name with {}, and neither can be changed: give this \
-                              object another name", differences.join(" and ")),
+            message: format!(
+                "the storage cluster has a volume of this name with {}, and neither can be changed: give this \
+                              object another name",
+                differences.join(" and ")
+            ),
         };
     }
     if volume.size_bytes < wanted.size_bytes {
@@ -186,6 +208,8 @@ pub(crate) mod tests {
         assert_eq!(step(KNOWN, false, Some(&large)), Step::Settled);
         let mut other = found("a");
         other.replicas_wanted = 2;
+        assert_eq!(step("", false, Some(&other)), Step::Settled, "the default has changed since");
+        other.logical_block_bytes = 512;
         assert!(matches!(step("", false, Some(&other)), Step::Stuck { reason: "AlreadyExists", .. }));
     }
 

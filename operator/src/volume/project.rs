@@ -167,7 +167,8 @@ fn judge(seen: &Seen, deleting: bool, conditions: &mut Conditions) {
         own.into_iter().chain(reasons).collect::<Vec<_>>().join("; ")
     };
     if volume.replicas_wanted < 3 {
-        let message = format!("{} copies tolerate the loss of none; three tolerate the loss of one", volume.replicas_wanted);
+        let message =
+            format!("{} copies tolerate the loss of none; three tolerate the loss of one", volume.replicas_wanted);
         conditions.set(condition::NO_REDUNDANCY, true, "TooFewReplicas", message);
     }
     if volume.state() == v1::VolumeState::Creating {

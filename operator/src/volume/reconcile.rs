@@ -58,7 +58,8 @@ pub async fn reconcile(volume: Arc<Volume>, context: Arc<Context>) -> Result<Act
     }
     let Some(running) = running else {
         let cluster = &volume.spec.cluster_ref;
-        let message = format!("the StorageCluster {}/{} is not there, or not ready yet", cluster.namespace, cluster.name);
+        let message =
+            format!("the StorageCluster {}/{} is not there, or not ready yet", cluster.namespace, cluster.name);
         let seen = Seen { unreachable: Some(("ClusterNotReady", message)), ..Seen::default() };
         write(&context, &volume, &seen).await?;
         return Ok(Action::requeue(LATER));
@@ -66,7 +67,8 @@ pub async fn reconcile(volume: Arc<Volume>, context: Arc<Context>) -> Result<Act
     let wanted = match decide::wanted(&volume, running.default_replicas) {
         Ok(wanted) => wanted,
         Err(message) => {
-            write(&context, &volume, &Seen { refused: Some(("InvalidSize".into(), message)), ..Seen::default() }).await?;
+            write(&context, &volume, &Seen { refused: Some(("InvalidSize".into(), message)), ..Seen::default() })
+                .await?;
             return Ok(Action::await_change());
         }
     };

@@ -138,8 +138,12 @@ fn controller(inputs: &Inputs<'_>) -> Object {
 }
 
 fn sidecar(settings: &crate::settings::Settings, name: &str, image: &str, more: &[&str]) -> Value {
-    let mut arguments =
-        vec![format!("--csi-address={SOCKET}"), "--v=2".into(), "--timeout=120s".into(), "--leader-election=false".into()];
+    let mut arguments = vec![
+        format!("--csi-address={SOCKET}"),
+        "--v=2".into(),
+        "--timeout=120s".into(),
+        "--leader-election=false".into(),
+    ];
     arguments.extend(more.iter().map(|&argument| argument.to_owned()));
     let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
     json!({

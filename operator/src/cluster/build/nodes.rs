@@ -186,4 +186,3 @@ fn claim(group: &Group) -> Value {
         "spec": spec,
     })
 }
-

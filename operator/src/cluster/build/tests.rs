@@ -56,7 +56,9 @@ fn groups_settings_and_no_csi() {
 /// Through the types of the API and back: a field that the API does not know would be dropped by it without a word.
 #[test]
 fn the_api_knows_every_field() {
-    use k8s_openapi::api::{apps::v1 as apps, core::v1 as core, policy::v1 as policy, rbac::v1 as rbac, storage::v1 as storage};
+    use k8s_openapi::api::{
+        apps::v1 as apps, core::v1 as core, policy::v1 as policy, rbac::v1 as rbac, storage::v1 as storage,
+    };
     fn through<T: serde::de::DeserializeOwned + serde::Serialize>(value: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<T>(value.clone()).unwrap()).unwrap()
     }

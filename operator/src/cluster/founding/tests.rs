@@ -100,7 +100,10 @@ fn a_cluster_is_founded_by_one_three_or_five_and_the_others_join() {
 fn nothing_is_minted_before_every_member_has_answered() {
     let mut members = said([empty(0), silent(), empty(2)]);
     let step = next(&names(3), &members, None);
-    assert!(matches!(&step, Step::Wait { silent, why } if silent == &["m-1"] && why.contains("no address")), "{step:?}");
+    assert!(
+        matches!(&step, Step::Wait { silent, why } if silent == &["m-1"] && why.contains("no address")),
+        "{step:?}"
+    );
     members.remove("m-1");
     assert!(matches!(next(&names(3), &members, None), Step::Wait { .. }));
 }
@@ -114,9 +117,12 @@ fn a_crash_after_any_step_ends_in_one_cluster() {
         }
         world.settle();
         let record = world.record.as_ref().unwrap();
-        assert!(world.members.values().all(
-            |said| matches!(said, Said::Formatted { cluster_id, .. } if *cluster_id == record.cluster_id)
-        ));
+        assert!(
+            world
+                .members
+                .values()
+                .all(|said| matches!(said, Said::Formatted { cluster_id, .. } if *cluster_id == record.cluster_id))
+        );
     }
 }
 

@@ -219,6 +219,10 @@ impl Volumes {
     ) -> Result<(), NodeError> {
         let Served { device, formatted } = served;
         if let Some(mount) = mounts::at(&stage.staging)? {
+            if mount.source == *device && wanted.is_some_and(|wanted| wanted.name() != mount.file_system) {
+                let path = stage.staging.clone();
+                return Err(NodeError::StagedOtherwise { name: stage.name.clone(), path });
+            }
             if mount.source == *device && (stage.access.read_only || !mount.file_system_read_only) {
                 return Ok(());
             }

@@ -158,7 +158,7 @@ pub fn grow_mounted(device: &Path, target: &Path, kind: FileSystem) -> Result<()
             match command::run(Command::new("resize2fs").arg(device), GROW_WITHIN, &[0]) {
                 Ok(_) => {}
                 Err(CommandError::Failed { .. }) if !ext4_lacks(now, room) => {}
-                Err(CommandError::Failed { stderr, .. }) if stderr.contains("Permission denied") => {
+                Err(CommandError::Failed { said, .. }) if said.contains("Permission denied") => {
                     return Err(FileSystemError::NotWhileMounted(device.to_owned()));
                 }
                 Err(error) => return Err(error.into()),

@@ -12,15 +12,14 @@ use holdfast_consensus::Timestamp;
 use holdfast_id::VolumeId;
 use holdfast_protocol::session::{Formatted, HOLDER_BYTES_MAX, Instance, Reply};
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
-use holdfast_transport::pki::PkiError;
 use holdfast_transport::{Options, Transport, TransportError, Versions};
 use mio::{Events, Interest, Poll, Token, Waker};
 
 use crate::clock;
 use crate::config::{AgentConfig, AttachMode, VolumeSpec};
 use crate::control::{self, Code, Command, ControlConnection, Failure, VolumeState, VolumeStatus};
-use crate::credentials::{self, Credentials};
-use crate::device::{self, Device, Devices, KEEPER};
+use crate::credentials::{self, Credentials, CredentialsError};
+use crate::device::{self, Device, Devices, KEEPER, KEEPER_RETRY};
 use crate::keeper_link::{KeeperLinkError, Left};
 use crate::loop_device;
 use crate::peers::{PeerEvent, Peers};
@@ -45,8 +44,6 @@ const VOLUMES_MAX: usize = 1024;
 const EVENTS: usize = 256;
 /// What is outstanding at the end may take so long to be answered; it is unanswered for its user otherwise.
 const DRAIN_MAX: Duration = Duration::from_secs(2);
-/// Between two attempts to start a keeper for devices that have none.
-const KEEPER_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
@@ -59,7 +56,7 @@ pub enum AgentError {
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error("this machine's identity cannot be used")]
-    Identity(#[from] PkiError),
+    Identity(#[from] CredentialsError),
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -142,10 +139,11 @@ impl Agent {
         if !(1..=HOLDER_BYTES_MAX).contains(&config.holder.len()) {
             return Err(AgentError::Holder(config.holder.len()));
         }
-        let (identity, roots) = credentials::load(&config.identity)?;
+        let (identity, roots) = credentials::load(&config.identity, &config.holder)?;
         let poll = Poll::new().map_err(AgentError::Loop)?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER).map_err(AgentError::Loop)?);
-        let credentials = Credentials::watch(config.identity, waker.clone()).map_err(AgentError::Loop)?;
+        let watched = Credentials::watch(config.identity, config.holder.clone(), waker.clone());
+        let credentials = watched.map_err(AgentError::Loop)?;
         let (recorder, records) = Recorder::open(&config.state_directory, waker.clone())?;
         let mut control = ServerSocket::bind(&config.control_socket)?;
         let mut shutdown = mio::net::UnixStream::from_std({
@@ -159,10 +157,13 @@ impl Agent {
         options.cluster = config.cluster;
         let tokens = TRANSPORT_FIRST..TRANSPORT_FIRST + TRANSPORT_TOKENS;
         let transport = Transport::new(options, poll.registry(), tokens)?;
+        // A wake-up that fails leaves the answer to the next one.
+        let resolved = Arc::clone(&waker);
+        let wake = Arc::new(move || drop(resolved.wake()));
         let mut agent = Agent {
             holder: config.holder,
             poll,
-            peers: Peers::new(transport, config.sockets),
+            peers: Peers::new(transport, config.sockets, wake),
             recorder,
             credentials,
             devices: config.keeper.map(|keeper| Devices::new(keeper, waker)),
@@ -190,7 +191,7 @@ impl Agent {
     /// Goes on with the devices that the last agent has left with the keeper, and clears those that nobody can serve.
     fn adopt_devices(&mut self) -> Result<(), AgentError> {
         let Some(devices) = &mut self.devices else { return Ok(()) };
-        let left = devices.keeper.take_left()?;
+        let left = devices.keeper.take_left(!self.records.is_empty())?;
         devices.watch_keeper(self.poll.registry())?;
         for (volume, record) in &self.records {
             if left.iter().all(|left| left.volume != *volume)

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 /// More would be more than a volume has replicas, learners on their way included.
 pub(crate) const NODES_MAX: usize = 16;
 
+/// Longest DNS name, with the dot at its end.
+const HOST_BYTES_MAX: usize = 254;
+
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
     /// Who attaches: the machine's name as an operator knows it. At most 256 bytes, not empty.
@@ -29,13 +32,14 @@ pub struct AgentConfig {
     pub volumes: Vec<VolumeSpec>,
 }
 
-/// The process that keeps devices alive while no agent runs; started where it does not.
+/// The process that keeps devices alive while no agent runs.
 #[derive(Clone, Debug)]
 pub struct KeeperConfig {
     /// One per agent: what a keeper holds belongs to one agent and its successors.
     pub socket: PathBuf,
-    /// Is run as `PROGRAM keeper --socket SOCKET`.
-    pub program: PathBuf,
+    /// Started where none runs, as `PROGRAM keeper --socket SOCKET --until-idle`. `None`: somebody else runs it, under the
+    /// user that owns the socket's folder, and the agent only connects.
+    pub program: Option<PathBuf>,
 }
 
 /// PEM files; see `holdfast_transport::pki`.
@@ -85,16 +89,18 @@ pub struct NodeAddress {
     pub address: Address,
 }
 
-/// `192.0.2.1:7000`, `[2001:db8::1]:7000`, or `unix:/path` for a node on this machine.
+/// `192.0.2.1:7000`, `[2001:db8::1]:7000`, `name:7000`, or `unix:/path` for a node on this machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Address {
     Tcp(SocketAddr),
+    /// A host's name and a port; resolved anew for each attempt to connect, for pods keep their names only.
+    Name(String),
     Unix(PathBuf),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no address: IP:PORT or unix:/PATH is expected")]
+#[error("{0:?} is no address: HOST:PORT or unix:/PATH is expected")]
 pub struct ParseAddressError(String);
 
 impl FromStr for Address {
@@ -104,10 +110,18 @@ impl FromStr for Address {
         let parsed = match text.strip_prefix("unix:") {
             Some(path) if path.starts_with('/') => Some(Address::Unix(path.into())),
             Some(_) => None,
-            None => text.parse().ok().map(Address::Tcp),
+            None => text.parse().ok().map(Address::Tcp).or_else(|| is_name(text).then(|| Address::Name(text.into()))),
         };
         parsed.ok_or_else(|| ParseAddressError(text.chars().take(120).collect()))
     }
+}
+
+/// A DNS name and a port; without the port nobody could be connected to.
+fn is_name(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else { return false };
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    let named = (1..=HOST_BYTES_MAX).contains(&host.len()) && host.bytes().all(fits);
+    named && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 impl TryFrom<String> for Address {
@@ -122,6 +136,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Tcp(address) => address.fmt(f),
+            Address::Name(name) => name.fmt(f),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -159,10 +174,10 @@ mod tests {
 
     #[test]
     fn addresses_round_trip_and_others_are_refused() {
-        for text in ["192.0.2.1:7000", "[2001:db8::1]:7000", "unix:/run/holdfast/node.sock"] {
+        for text in ["192.0.2.1:7000", "[2001:db8::1]:7000", "a-0.nodes.ns.svc:7700", "unix:/run/holdfast/node.sock"] {
             assert_eq!(text.parse::<Address>().map(String::from), Ok(text.to_owned()));
         }
-        for text in ["", "node-1:7000", "192.0.2.1", "unix:relative", "/run/node.sock"] {
+        for text in ["", "node-1", "node-1:", "node 1:7", "a:0", ":7", "192.0.2.1", "unix:relative", "/run/node.sock"] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

@@ -26,20 +26,38 @@ pub(crate) struct Credentials {
     _stop: Sender<()>,
 }
 
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    #[error("the certificate is that of machine {certified}, this is {holder}: configure the right files or holder")]
+    OtherMachine { certified: String, holder: String },
+}
+
 /// What this machine shows and whom it trusts; checked, so that a wrong one is told before the peers do.
 ///
 /// # Errors
-/// A file that cannot be read, or a certificate that is expired, another role's or another authority's.
-pub(crate) fn load(paths: &IdentityPaths) -> Result<(Identity, Roots), PkiError> {
+/// A file that cannot be read, or a certificate that is expired, another role's, machine's or authority's.
+pub(crate) fn load(paths: &IdentityPaths, holder: &str) -> Result<(Identity, Roots), CredentialsError> {
     let identity = Identity::load(&paths.certificate, &paths.key)?;
     let roots = Roots::load(&paths.roots)?;
-    identity.check(PeerRole::Agent, &roots, SystemTime::now())?;
+    check(&identity, &roots, holder, SystemTime::now())?;
     Ok((identity, roots))
+}
+
+pub(crate) fn check(identity: &Identity, roots: &Roots, holder: &str, now: SystemTime) -> Result<(), CredentialsError> {
+    match &identity.bearer().holder {
+        Some(certified) if **certified != *holder => {
+            Err(CredentialsError::OtherMachine { certified: certified.to_string(), holder: holder.to_owned() })
+        }
+        Some(_) => Ok(identity.check(PeerRole::NodeAgent, roots, now)?),
+        None => Ok(identity.check(PeerRole::Agent, roots, now)?),
+    }
 }
 
 impl Credentials {
     /// `waker` ends the agent's wait when there is something to take.
-    pub(crate) fn watch(paths: IdentityPaths, waker: Arc<Waker>) -> io::Result<Credentials> {
+    pub(crate) fn watch(paths: IdentityPaths, holder: String, waker: Arc<Waker>) -> io::Result<Credentials> {
         let (found, replaced) = channel();
         let (stop, stopped) = channel::<()>();
         let mut looked_at = contents(&paths);
@@ -50,7 +68,7 @@ impl Credentials {
                     continue;
                 }
                 looked_at = now;
-                match load(&paths) {
+                match load(&paths, &holder) {
                     Ok(credentials) => {
                         if found.send(credentials).is_err() {
                             return;

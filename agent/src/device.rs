@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_block::{Completion, Geometry, Request};
@@ -18,11 +19,14 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::config::KeeperConfig;
 use crate::keeper_link::{KeeperLink, KeeperLinkError};
-use crate::loop_device::{self, DeviceError};
+use crate::loop_device::{self, DeviceError, Removal};
 use crate::sys;
 
 /// The longest write and the headers before it; the kernel insists on room for both.
 const BUFFER_BYTES: usize = holdfast_block::REQUEST_BYTES_MAX as usize + 4096;
+
+/// Between two attempts to reach or start a keeper for devices that have none.
+pub(crate) const KEEPER_RETRY: Duration = Duration::from_secs(1);
 
 /// Of the connection to the keeper.
 pub(crate) const KEEPER: Token = Token(3);
@@ -256,10 +260,10 @@ impl Device {
 
     /// Begins to end the loop device; [`Outcome::Removed`] tells the end of that. The device is served meanwhile: its
     /// last writes come now.
-    pub fn remove(&mut self, force: bool, devices: &Devices) -> io::Result<()> {
+    pub fn remove(&mut self, removal: Removal, devices: &Devices) -> io::Result<()> {
         let Stage::Ready(number) = self.stage else { return Ok(()) };
         let name = self.name.clone();
-        devices.start(self.volume, move || Outcome::Removed(loop_device::remove(number, &name, force)))?;
+        devices.start(self.volume, move || Outcome::Removed(loop_device::remove(number, &name, removal)))?;
         self.stage = Stage::Removing(number);
         Ok(())
     }

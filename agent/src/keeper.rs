@@ -8,8 +8,8 @@
 //! What holds:
 //! 1. A descriptor is handed out only after its owner's connection is at its end, so when the last thread of the
 //!    owner is gone: two processes never answer for one device.
-//! 2. Only processes of the keeper's own user are heard.
-//! 3. It ends by itself once it holds nothing and nobody is connected.
+//! 2. Only processes of the keeper's own user and root are heard.
+//! 3. Where an agent has started it, it ends by itself once it holds nothing and nobody is connected.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -66,15 +66,15 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Serves until there is nothing to keep and nobody to keep it for.
+    /// Serves for ever, or `until_idle`: until there is nothing to keep and nobody to keep it for.
     ///
     /// # Errors
     /// Another keeper is there, or the socket cannot be used.
-    pub fn run(path: &Path) -> Result<(), KeeperError> {
+    pub fn run(path: &Path, until_idle: bool) -> Result<(), KeeperError> {
         // A descriptor is held for every device; the usual limit is made for programs with few.
         let limit = rustix::process::getrlimit(Resource::Nofile);
         let _ = rustix::process::setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-        Keeper::bind(path)?.serve()
+        Keeper::bind(path)?.serve(until_idle)
     }
 
     fn bind(path: &Path) -> Result<Keeper, KeeperError> {
@@ -111,12 +111,12 @@ impl Keeper {
         })
     }
 
-    fn serve(mut self) -> Result<(), KeeperError> {
+    fn serve(mut self, until_idle: bool) -> Result<(), KeeperError> {
         loop {
             self.turn(LOOK_EVERY)?;
             if !self.entries.is_empty() || !self.connections.is_empty() {
                 self.idle_since = Instant::now();
-            } else if self.idle_since.elapsed() >= IDLE_MAX {
+            } else if until_idle && self.idle_since.elapsed() >= IDLE_MAX {
                 let _ = fs::remove_file(&self.path);
                 return Ok(());
             }
@@ -156,7 +156,8 @@ impl Keeper {
             rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         {
             let own = rustix::process::geteuid();
-            let known = rustix::net::sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid == own);
+            let known = rustix::net::sockopt::socket_peercred(&connection)
+                .is_ok_and(|peer| peer.uid == own || peer.uid.is_root());
             if !known || self.connections.len() >= CONNECTIONS_MAX {
                 continue;
             }

@@ -1,7 +1,9 @@
-//! The agent's end of the keeper: started where none runs, told of every device, asked once for those left behind.
+//! The agent's end of the keeper: started where none runs and nobody else runs one, told of every device, asked once for
+//! those left behind.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -55,21 +57,37 @@ impl KeeperLink {
         KeeperLink { config, socket: None, child: None }
     }
 
+    /// Somebody else starts it, and starts it again.
+    pub fn is_external(&self) -> bool {
+        self.config.program.is_none()
+    }
+
     pub fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 
-    /// Everything that an earlier agent left with a keeper, if one runs.
+    /// Everything that an earlier agent left with a keeper. Where there may be something, a keeper that others run is
+    /// waited for: without it nobody could tell a device that waits for this agent from a dead one.
     ///
     /// # Errors
-    /// A keeper is there and cannot be asked: nothing may be done to the devices then.
-    pub fn take_left(&mut self) -> Result<Vec<Left>, KeeperLinkError> {
-        match connect(&self.config.socket) {
-            Ok(socket) => self.socket = Some(socket),
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-                return Ok(Vec::new());
+    /// A keeper is there, or should be, and cannot be asked: nothing may be done to the devices then.
+    pub fn take_left(&mut self, expects_any: bool) -> Result<Vec<Left>, KeeperLinkError> {
+        let until = Instant::now() + START_WITHIN;
+        loop {
+            match self.connect() {
+                Ok(socket) => {
+                    self.socket = Some(socket);
+                    break;
+                }
+                Err(error) if is_nobody(&error) && self.config.program.is_none() && expects_any => {
+                    if Instant::now() >= until {
+                        return Err(KeeperLinkError::Start(self.config.socket.clone()));
+                    }
+                    std::thread::sleep(LOOK_EVERY);
+                }
+                Err(error) if is_nobody(&error) => return Ok(Vec::new()),
+                Err(source) => return Err(self.io(source)),
             }
-            Err(source) => return Err(self.io(source)),
         }
         let until = Instant::now() + OWNER_GONE_WITHIN;
         let mut all = Vec::new();
@@ -83,20 +101,29 @@ impl KeeperLink {
         }
     }
 
-    /// Starts a keeper where none runs; true where there is a new connection.
+    /// Starts a keeper where none runs; true where there is a new connection. One that others run is tried once.
     pub fn ensure(&mut self) -> Result<bool, KeeperLinkError> {
         if self.socket.is_some() {
             return Ok(false);
         }
+        let Some(program) = self.config.program.clone() else {
+            return match self.connect() {
+                Ok(socket) => {
+                    self.socket = Some(socket);
+                    Ok(true)
+                }
+                Err(source) => Err(self.io(source)),
+            };
+        };
         let until = Instant::now() + START_WITHIN;
         loop {
-            if let Ok(socket) = connect(&self.config.socket) {
+            if let Ok(socket) = self.connect() {
                 self.socket = Some(socket);
                 return Ok(true);
             }
             // One that ends right now keeps its lock a moment longer, and the next one is started after it.
             if self.child.as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None))) {
-                self.child = Some(self.spawn().map_err(KeeperLinkError::Spawn)?);
+                self.child = Some(self.spawn(&program).map_err(KeeperLinkError::Spawn)?);
             }
             if Instant::now() >= until {
                 return Err(KeeperLinkError::Start(self.config.socket.clone()));
@@ -141,9 +168,17 @@ impl KeeperLink {
         }
     }
 
-    fn spawn(&self) -> io::Result<Child> {
-        let mut command = Command::new(&self.config.program);
-        command.arg("keeper").arg("--socket").arg(&self.config.socket);
+    fn connect(&self) -> io::Result<OwnedFd> {
+        let path = &self.config.socket;
+        // Who owns the folder decides who serves in it.
+        let folder = path.parent().filter(|_| self.config.program.is_none());
+        let keeper = folder.map(std::fs::metadata).transpose()?.map(|folder| folder.uid());
+        connect(path, keeper)
+    }
+
+    fn spawn(&self, program: &Path) -> io::Result<Child> {
+        let mut command = Command::new(program);
+        command.arg("keeper").arg("--until-idle").arg("--socket").arg(&self.config.socket);
         command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn()
     }
 
@@ -178,14 +213,21 @@ fn refusal(reply: Reply) -> KeeperLinkError {
     }
 }
 
-fn connect(path: &Path) -> io::Result<OwnedFd> {
+/// Whether nobody serves there.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+}
+
+/// To a keeper of our own user, or of `other`.
+fn connect(path: &Path, other: Option<u32>) -> io::Result<OwnedFd> {
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     for timeout in [Timeout::Recv, Timeout::Send] {
         set_socket_timeout(&socket, timeout, Some(ANSWER_WITHIN))?;
     }
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     let own = rustix::process::geteuid();
-    if rustix::net::sockopt::socket_peercred(&socket)?.uid != own {
+    let found = rustix::net::sockopt::socket_peercred(&socket)?.uid;
+    if found != own && other != Some(found.as_raw()) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     Ok(socket)

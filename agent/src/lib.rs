@@ -36,6 +36,7 @@ mod volume;
 pub use agent::{Agent, AgentError};
 pub use config::{Address, AgentConfig, AttachMode, IdentityPaths, KeeperConfig, NodeAddress, VolumeSpec};
 pub use control::{CONTROL_VERSION, Code, FormattedState, NodeStatus, VolumeState, VolumeStatus};
+pub use credentials::CredentialsError;
 pub use keeper::{Keeper, KeeperError};
 pub use keeper_link::KeeperLinkError;
 pub use record::RecordError;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use holdfast_id::VolumeId;
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::fs::{CWD, Dev, FileType, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags};
 
 use crate::sys;
@@ -21,6 +21,10 @@ const TRIES: usize = 16;
 /// For others to close the device after it was told to go.
 const CLOSED_WITHIN: Duration = Duration::from_secs(20);
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// `MISC_MAJOR`, `FUSE_MINOR` and `LOOP_CTRL_MINOR` of Linux `include/uapi/linux/major.h` and `include/linux/miscdevice.h`.
+const MISC_MAJOR: u32 = 10;
+const FUSE_MINOR: u32 = 229;
+const LOOP_CONTROL_MINOR: u32 = 237;
 /// The first kernel that sends unanswered requests again to the next agent.
 const KERNEL_MIN: (u32, u32) = (6, 9);
 
@@ -65,9 +69,11 @@ pub(crate) fn check_machine() -> Result<(), DeviceError> {
     if !rustix::process::geteuid().is_root() {
         return refuse("a device needs an agent that runs as root; NBD on a socket does not".into());
     }
-    for needed in ["/dev/fuse", "/dev/loop-control"] {
-        if !Path::new(needed).exists() {
-            return refuse(format!("{needed} is missing on this machine"));
+    for (path, minor) in [("/dev/fuse", FUSE_MINOR), ("/dev/loop-control", LOOP_CONTROL_MINOR)] {
+        // A container's /dev may lack what the kernel has; opening it has the kernel load what it does not have yet.
+        make_node(Path::new(path), FileType::CharacterDevice, rustix::fs::makedev(MISC_MAJOR, minor))?;
+        if let Err(error) = OpenOptions::new().read(true).write(true).open(path) {
+            return refuse(format!("{path} cannot be opened on this machine: {error}"));
         }
     }
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").map_err(step("reading the kernel's release"))?;
@@ -131,7 +137,7 @@ pub(crate) fn make(mount: OwnedFd, name: &str, block_bytes: u32) -> Result<u32, 
     for _ in 0..TRIES {
         let number = sys::loop_free(&control).map_err(step("asking for a free loop device"))?;
         let path = path(number);
-        make_node(&path, number)?;
+        make_node(&path, FileType::BlockDevice, sys::loop_number(number))?;
         let device = OpenOptions::new().read(true).write(true).open(&path).map_err(step("opening the loop device"))?;
         match sys::loop_configure(&device, &file, block_bytes) {
             Ok(()) if has_direct_io(number) => return Ok(number),
@@ -147,10 +153,10 @@ pub(crate) fn make(mount: OwnedFd, name: &str, block_bytes: u32) -> Result<u32, 
 }
 
 /// Where no udev makes the node, as in a container, it is made here.
-fn make_node(path: &Path, number: u32) -> Result<(), DeviceError> {
-    match rustix::fs::mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR | Mode::WUSR, sys::loop_number(number)) {
+fn make_node(path: &Path, kind: FileType, number: Dev) -> Result<(), DeviceError> {
+    match rustix::fs::mknodat(CWD, path, kind, Mode::RUSR | Mode::WUSR, number) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
-        Err(error) => Err(step("making the node of the loop device")(error)),
+        Err(error) => Err(step("making the node of a device")(error)),
     }
 }
 
@@ -175,18 +181,31 @@ pub(crate) fn find(name: &str) -> Option<u32> {
     numbers.into_iter().find(|number| carries(*number, name))
 }
 
-/// Takes the device away. Without `force` not while anything uses it, and only after its writes are out.
-pub(crate) fn remove(number: u32, name: &str, force: bool) -> Result<(), DeviceError> {
+/// How a device is taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Removal {
+    /// Not while anything uses it, and only after its writes are out.
+    Orderly,
+    /// Not while anything uses it; what was not written cannot be any more.
+    Unused,
+    /// At once for new users; those there are see errors.
+    Force,
+}
+
+pub(crate) fn remove(number: u32, name: &str, removal: Removal) -> Result<(), DeviceError> {
     let path = path(number);
     if !carries(number, name) {
         return Ok(());
     }
+    // Another container's /dev may have it, and this one not.
+    make_node(&path, FileType::BlockDevice, sys::loop_number(number))?;
+    let force = removal == Removal::Force;
     let exclusive = if force { 0 } else { libc::O_EXCL };
     let device = match OpenOptions::new().read(true).custom_flags(exclusive).open(&path) {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(DeviceError::InUse(path)),
         result => result.map_err(step("opening the loop device"))?,
     };
-    if !force {
+    if removal == Removal::Orderly {
         device.sync_all().map_err(step("flushing the loop device"))?;
     }
     match sys::loop_clear(&device) {
@@ -221,7 +240,7 @@ pub(crate) fn remove_leftover(name: &str) -> Result<(), DeviceError> {
         let flags = UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
         rustix::mount::unmount(&target, flags).map_err(step("unmounting a dead file system"))?;
     }
-    remove(number, name, true)
+    remove(number, name, Removal::Force)
 }
 
 /// Where the device is mounted, the last mount first.

@@ -1,7 +1,10 @@
 //! The connections to storage nodes: one per node, shared by all volumes, made again when lost.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_consensus::Timestamp;
@@ -9,6 +12,7 @@ use holdfast_id::NodeId;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::socket_name;
 use holdfast_transport::pki::{Identity, Roots};
+use holdfast_transport::resolver::Resolver;
 use holdfast_transport::{Class, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent};
 
 use crate::config::{Address, NodeAddress};
@@ -41,12 +45,15 @@ struct Peer {
     retry_at: Option<Timestamp>,
     retry_wait: Duration,
     waiting: VecDeque<(Class, Frame)>,
+    /// Attempts by address; a name with several addresses has them tried in turn.
+    attempts: usize,
     /// Why there is no connection.
     reason: Option<String>,
 }
 
 pub(crate) struct Peers {
     transport: Transport,
+    resolver: Resolver,
     /// Where the nodes of this machine have their sockets.
     sockets: Option<PathBuf>,
     peers: BTreeMap<NodeId, Peer>,
@@ -59,8 +66,16 @@ fn since_boot(now: Timestamp) -> Duration {
 }
 
 impl Peers {
-    pub fn new(transport: Transport, sockets: Option<PathBuf>) -> Peers {
-        Peers { transport, sockets, peers: BTreeMap::new(), by_connection: BTreeMap::new(), events: VecDeque::new() }
+    /// `wake` ends the wait of the thread that drives it.
+    pub fn new(transport: Transport, sockets: Option<PathBuf>, wake: Arc<dyn Fn() + Send + Sync>) -> Peers {
+        Peers {
+            transport,
+            resolver: Resolver::of_the_system(wake),
+            sockets,
+            peers: BTreeMap::new(),
+            by_connection: BTreeMap::new(),
+            events: VecDeque::new(),
+        }
     }
 
     /// Connections from now on show and trust these.
@@ -103,6 +118,9 @@ impl Peers {
         if self.transport.deadline().is_some_and(|at| at <= since_boot(now)) {
             self.transport.on_deadline(since_boot(now));
         }
+        for (node, found) in self.resolver.take() {
+            self.on_resolved(now, node, found);
+        }
         let due = |(node, peer): (&NodeId, &Peer)| peer.retry_at.is_some_and(|at| at <= now).then_some(*node);
         for node in self.peers.iter().filter_map(due).collect::<Vec<_>>() {
             self.connect(now, node);
@@ -120,6 +138,7 @@ impl Peers {
             retry_at: Some(now),
             retry_wait: RETRY_MIN,
             waiting: VecDeque::new(),
+            attempts: 0,
             reason: Some("not connected yet".into()),
         });
         peer.users += 1;
@@ -216,7 +235,7 @@ impl Peers {
     fn connect(&mut self, now: Timestamp, node: NodeId) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         peer.retry_at = None;
-        let expected = Some(PeerIdentity { role: PeerRole::Node, id: node.as_u128() });
+        let expected = expected(node);
         let socket = self.sockets.as_ref().map(|sockets| sockets.join(socket_name(node)));
         let socket = socket.filter(|path| !peer.socket_failed && path.exists());
         // Withdrawn when it has connected: whatever else becomes of it, the address is next.
@@ -226,9 +245,29 @@ impl Peers {
                 self.transport.connect_unix(path, expected, since_boot(now))
             }
             (Address::Tcp(address), None) => self.transport.connect(*address, expected, since_boot(now)),
+            (Address::Name(name), None) => return self.resolver.ask(node, name),
         };
         peer.connection = Some(connection);
         self.by_connection.insert(connection, node);
+    }
+
+    /// The peer may have gone meanwhile, or be another one of the same node, which waits for its own turn.
+    fn on_resolved(&mut self, now: Timestamp, node: NodeId, found: io::Result<Vec<SocketAddr>>) {
+        let Some(peer) = self.peers.get_mut(&node) else { return };
+        if peer.connection.is_some() || peer.retry_at.is_some() {
+            return;
+        }
+        match found.as_deref() {
+            Ok([]) => self.on_closed(now, node, "its name has no address".into()),
+            Ok(found) => {
+                let address = found[peer.attempts % found.len()];
+                peer.attempts = peer.attempts.wrapping_add(1);
+                let connection = self.transport.connect(address, expected(node), since_boot(now));
+                peer.connection = Some(connection);
+                self.by_connection.insert(connection, node);
+            }
+            Err(error) => self.on_closed(now, node, format!("its name cannot be resolved: {error}")),
+        }
     }
 
     fn on_closed(&mut self, now: Timestamp, node: NodeId, reason: String) {
@@ -251,4 +290,8 @@ impl Peers {
             self.events.push_back(PeerEvent::Closed(node));
         }
     }
+}
+
+fn expected(node: NodeId) -> Option<PeerIdentity> {
+    Some(PeerIdentity { role: PeerRole::Node, id: node.as_u128() })
 }

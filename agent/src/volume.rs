@@ -1,6 +1,7 @@
 //! One volume on this machine: its client, its record, its socket and the connections of its users.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use holdfast_block::{Completion, Error, Geometry, Operation, Request, RequestId};
 use holdfast_client::{Client, ClientEffect, ClientOptions, Mode, Phase};
@@ -13,9 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{AttachMode, NodeAddress, VolumeSpec};
 use crate::control::{Code, Failure, VolumeState, VolumeStatus};
-use crate::device::{self, Device, Devices, Outcome};
+use crate::device::{self, Device, Devices, KEEPER_RETRY, OpenError, Outcome};
 use crate::gap::Gap;
-use crate::loop_device::DeviceError;
+use crate::loop_device::{DeviceError, Removal};
 use crate::nbd::{NbdConnection, Turn};
 use crate::peers::Peers;
 use crate::record::{Record, Recorded, Recorder};
@@ -27,6 +28,8 @@ pub(crate) const CONNECTIONS_MAX: usize = 64;
 const BYTES_OUTSTANDING_MAX: u64 = 64 << 20;
 /// Requests read from one device before other volumes have their turn.
 const DEVICE_TURNS_MAX: usize = 64;
+/// Between two looks whether a fenced device is still used.
+const RELEASE_EVERY: Duration = Duration::from_secs(5);
 /// The device's own slot; a volume with a device has no socket.
 const DEVICE_SLOT: usize = 0;
 
@@ -101,6 +104,10 @@ pub(crate) struct Volume {
     device: Option<Device>,
     /// Why there is no device, and will be none until the volume is detached.
     device_failure: Option<String>,
+    /// When a device that waits for its keeper is tried again, and what it waits for.
+    device_waits: Option<(Timestamp, String)>,
+    /// When it is looked whether a fenced device is still used; `None` while the epoch is ours.
+    release_at: Option<Timestamp>,
     /// Why the last command to detach was not followed.
     detach_refusal: Option<Failure>,
     formatted: Option<Formatted>,
@@ -145,6 +152,8 @@ impl Volume {
             gap: Gap::default(),
             device: None,
             device_failure: None,
+            device_waits: None,
+            release_at: fenced.then_some(context.now),
             detach_refusal: None,
             formatted: None,
             spec,
@@ -160,7 +169,7 @@ impl Volume {
         }
         let nodes: Vec<NodeId> = volume.spec.nodes.iter().map(|entry| entry.node).collect();
         let mut options = ClientOptions::new(volume.spec.volume, nodes, holder.to_owned(), instance, mode);
-        options.unavailable_after = volume.spec.unavailable_after_ms.map(std::time::Duration::from_millis);
+        options.unavailable_after = volume.spec.unavailable_after_ms.map(Duration::from_millis);
         let mut client = Client::new(options, context.now);
         for entry in &volume.spec.nodes {
             context.peers.add(context.now, entry);
@@ -215,7 +224,8 @@ impl Volume {
         let client = self.client.as_ref().map(Client::status);
         let nodes: Vec<_> = self.spec.nodes.iter().map(|entry| peers.status(entry)).collect();
         let waiting = client.as_ref().and_then(|client| client.waiting_since).map(|since| now.since(since));
-        let reason = self.reason.clone().or_else(|| self.device_failure.clone()).or_else(|| {
+        let waits = || self.device_waits.as_ref().map(|(_, reason)| reason.clone());
+        let reason = self.reason.clone().or_else(|| self.device_failure.clone()).or_else(waits).or_else(|| {
             let client = client.as_ref()?;
             if matches!(client.phase, Phase::Opening | Phase::Serving | Phase::Detaching) {
                 if nodes.iter().all(|node| !node.connected) {
@@ -266,6 +276,8 @@ impl Volume {
 
     pub fn deadline(&self) -> Option<Timestamp> {
         let client = self.client.as_ref().and_then(Client::deadline);
+        let release_at = self.release_at.filter(|_| self.device.is_some());
+        let client = client.into_iter().chain(self.device_waits.as_ref().map(|(at, _)| *at)).chain(release_at);
         self.connections.values().filter_map(NbdConnection::deadline).chain(client).min()
     }
 
@@ -354,8 +366,9 @@ impl Volume {
             }
             // A fenced device fails whatever its users do: there is nothing to write out and nobody to wait for.
             let force = force || self.stage == Stage::Fenced;
+            let removal = if force { Removal::Force } else { Removal::Orderly };
             return device
-                .remove(force, devices)
+                .remove(removal, devices)
                 .map_err(|error| Failure { code: Code::Failed, message: format!("cannot start a thread: {error}") });
         }
         self.give_back(force, context)
@@ -389,9 +402,10 @@ impl Volume {
     pub fn pump(&mut self, context: &mut Context<'_>) -> bool {
         loop {
             let mut progress = self.run_effects(context);
-            if self.wants_device() && context.takes_input {
+            if self.wants_device(context.now) && context.takes_input {
                 self.start_device(context);
             }
+            self.release_fenced(context);
             // An effect may just have opened the device to those who wait at its door.
             if context.takes_input && self.stage == Stage::Serving {
                 self.accept(context);
@@ -485,8 +499,9 @@ impl Volume {
     }
 
     /// Where the volume is to be a device and is ready for it.
-    fn wants_device(&self) -> bool {
-        let ready = self.stage == Stage::Serving && !self.detaching;
+    fn wants_device(&self, now: Timestamp) -> bool {
+        let due = self.device_waits.as_ref().is_none_or(|(at, _)| *at <= now);
+        let ready = self.stage == Stage::Serving && !self.detaching && due;
         self.spec.device && ready && self.device.is_none() && self.device_failure.is_none()
     }
 
@@ -500,13 +515,31 @@ impl Volume {
         let note = self.note();
         let watch = (context.registry, Token(self.token_base));
         let started = Device::start(self.spec.volume, epoch, geometry, note, devices, watch);
+        self.device_waits = None;
         match started {
             Ok(device) => self.device = Some(device),
+            // Its pod comes again by itself.
+            Err(error @ OpenError::Keeper(_)) if devices.keeper.is_external() => {
+                tracing::warn!(volume = %self.spec.volume, error = error.text(), "the device waits for the keeper");
+                self.device_waits = Some((context.now + KEEPER_RETRY, error.text()));
+            }
             Err(error) => {
                 tracing::error!(volume = %self.spec.volume, error = error.text(), "the device cannot be made");
                 self.device_failure = Some(error.text());
                 self.keeper_forgets(context);
             }
+        }
+    }
+
+    /// A device whose epoch is lost goes once nobody uses it: its users have to let go of it by themselves.
+    fn release_fenced(&mut self, context: &mut Context<'_>) {
+        if self.stage != Stage::Fenced || self.release_at.is_none_or(|at| at > context.now) {
+            return;
+        }
+        let (Some(device), Some(devices)) = (&mut self.device, context.devices.as_deref()) else { return };
+        self.release_at = Some(context.now + RELEASE_EVERY);
+        if let Err(error) = device.remove(Removal::Unused, devices) {
+            tracing::error!(volume = %self.spec.volume, %error, "cannot start a thread");
         }
     }
 
@@ -682,7 +715,7 @@ impl Volume {
                 }
                 ClientEffect::Refused(Refusal::Stale { epoch }) => {
                     self.record = self.record.or(Some(Record { epoch: epoch.0, fenced: false }));
-                    self.on_fenced(Refusal::Stale { epoch }.to_string(), context.recorder);
+                    self.on_fenced(context.now, Refusal::Stale { epoch }.to_string(), context.recorder);
                 }
                 ClientEffect::Refused(refusal) => {
                     tracing::warn!(volume = %self.spec.volume, reason = %refusal, "refused");
@@ -694,7 +727,8 @@ impl Volume {
                     }
                 }
                 ClientEffect::Fenced => {
-                    self.on_fenced("another attachment has taken the volume over".into(), context.recorder);
+                    let reason = "another attachment has taken the volume over".into();
+                    self.on_fenced(context.now, reason, context.recorder);
                 }
                 ClientEffect::Detached => {
                     tracing::info!(volume = %self.spec.volume, "detached");
@@ -777,10 +811,11 @@ impl Volume {
         }
     }
 
-    fn on_fenced(&mut self, reason: String, recorder: &Recorder) {
+    fn on_fenced(&mut self, now: Timestamp, reason: String, recorder: &Recorder) {
         tracing::error!(volume = %self.spec.volume, %reason, "fenced: the device fails for good");
         self.reason = Some(reason);
         self.stage = Stage::Fenced;
+        self.release_at = Some(now);
         // Who is connected sees every request fail; nobody else need begin.
         self.socket = None;
         if self.detaching {

@@ -3,16 +3,18 @@
 use std::error::Error;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use holdfast_transport::{PeerIdentity, PeerRole, TlsConfigs, pki};
+use holdfast_transport::pki::Roots;
+use holdfast_transport::{PeerIdentity, PeerRole, TlsConfigs, pki, stranger_client};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{self, AlertDescription};
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector, server};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
@@ -35,6 +37,8 @@ pub enum ConnectError {
     Address { address: String },
     #[error("{address} cannot be reached: {source}")]
     Unreachable { address: String, source: tonic::transport::Error },
+    #[error("the trusted authorities make no TLS configuration: {0}")]
+    Tls(#[source] rustls::Error),
 }
 
 /// Connects to a storage node's control API. `deadline` bounds every call on the channel.
@@ -42,14 +46,32 @@ pub enum ConnectError {
 /// # Errors
 /// Nobody listens there, or it is no storage node of the authority we trust.
 pub async fn connect(address: &str, tls: &TlsConfigs, deadline: Duration) -> Result<Channel, ConnectError> {
+    connect_to(address, PeerRole::Node, tls.client(), deadline).await
+}
+
+/// Connects to who enrols machines, without showing a certificate. `deadline` bounds every call on the channel.
+///
+/// # Errors
+/// Nobody listens there, or it is no administrator of the authority we trust.
+pub async fn connect_as_stranger(address: &str, roots: &Roots, deadline: Duration) -> Result<Channel, ConnectError> {
+    let tls = stranger_client(roots).map_err(ConnectError::Tls)?;
+    connect_to(address, PeerRole::Admin, tls, deadline).await
+}
+
+async fn connect_to(
+    address: &str,
+    role: PeerRole,
+    tls: Arc<ClientConfig>,
+    deadline: Duration,
+) -> Result<Channel, ConnectError> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|_| ConnectError::Address { address: address.to_owned() })?
         .connect_timeout(HANDSHAKE_WITHIN)
         .timeout(deadline);
-    let (tls, target) = (tls.clone(), address.to_owned());
+    let target = address.to_owned();
     let connector = tower::service_fn(move |_| {
-        let (tls, target) = (tls.clone(), target.clone());
-        async move { tokio::time::timeout(HANDSHAKE_WITHIN, dial(&target, &tls)).await? }
+        let (tls, target) = (Arc::clone(&tls), target.clone());
+        async move { tokio::time::timeout(HANDSHAKE_WITHIN, dial(&target, role, tls)).await? }
     });
     endpoint
         .connect_with_connector(connector)
@@ -81,17 +103,22 @@ pub fn is_certificate_refused(error: &(dyn Error + 'static)) -> bool {
     }
 }
 
-async fn dial(address: &str, tls: &TlsConfigs) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
+async fn dial(
+    address: &str,
+    expected: PeerRole,
+    tls: Arc<ClientConfig>,
+) -> io::Result<TokioIo<tokio_rustls::client::TlsStream<TcpStream>>> {
     let stream = TcpStream::connect(address).await?;
     stream.set_nodelay(true)?;
     // Required by the interface, never sent nor checked.
     let name = ServerName::try_from("holdfast").expect("a valid name");
-    let stream = TlsConnector::from(tls.client()).connect(name, stream).await?;
-    let peer = identity(stream.get_ref().1.peer_certificates())?;
-    match peer.role {
-        PeerRole::Node => Ok(TokioIo::new(stream)),
-        role => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{address} is of role {role}, no node"))),
+    let stream = TlsConnector::from(tls).connect(name, stream).await?;
+    let PeerIdentity { role, .. } = identity(stream.get_ref().1.peer_certificates())?;
+    if role == expected {
+        return Ok(TokioIo::new(stream));
     }
+    let refusal = format!("{address} is of role {role}, not {expected}");
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, refusal))
 }
 
 fn identity(certificates: Option<&[CertificateDer<'_>]>) -> io::Result<PeerIdentity> {
@@ -100,27 +127,28 @@ fn identity(certificates: Option<&[CertificateDer<'_>]>) -> io::Result<PeerIdent
     pki::identity_of(certificate).map_err(|error| refused(error.to_string()))
 }
 
-/// One accepted connection; [`Connected::connect_info`] tells every request who asks.
-pub struct Accepted {
+/// One accepted connection; [`Connected::connect_info`] tells every request who asks: a [`PeerIdentity`], or `()` of
+/// strangers.
+pub struct Accepted<P> {
     stream: server::TlsStream<TcpStream>,
-    peer: PeerIdentity,
+    peer: P,
 }
 
-impl Connected for Accepted {
-    type ConnectInfo = PeerIdentity;
+impl<P: Clone + Send + Sync + 'static> Connected for Accepted<P> {
+    type ConnectInfo = P;
 
-    fn connect_info(&self) -> PeerIdentity {
-        self.peer
+    fn connect_info(&self) -> P {
+        self.peer.clone()
     }
 }
 
-impl AsyncRead for Accepted {
+impl<P: Unpin> AsyncRead for Accepted<P> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Accepted {
+impl<P: Unpin> AsyncWrite for Accepted<P> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, data)
     }
@@ -136,7 +164,38 @@ impl AsyncWrite for Accepted {
 
 /// Greets connections side by side, so that one that never finishes holds nobody up. Agents have no business here. Each
 /// begins with the configuration of its time.
-pub fn incoming(listener: TcpListener, tls: watch::Receiver<TlsConfigs>) -> ReceiverStream<io::Result<Accepted>> {
+pub fn incoming(
+    listener: TcpListener,
+    tls: watch::Receiver<TlsConfigs>,
+) -> ReceiverStream<io::Result<Accepted<PeerIdentity>>> {
+    accept(listener, move || tls.borrow().server(), judge)
+}
+
+/// As [`incoming`], of callers that show no certificate and have to prove otherwise who they are.
+pub fn incoming_strangers(
+    listener: TcpListener,
+    tls: watch::Receiver<TlsConfigs>,
+) -> ReceiverStream<io::Result<Accepted<()>>> {
+    accept(listener, move || tls.borrow().stranger_server(), |_| Ok(()))
+}
+
+type Certificates<'a> = Option<&'a [CertificateDer<'a>]>;
+
+fn judge(certificates: Certificates<'_>) -> io::Result<PeerIdentity> {
+    let peer = identity(certificates)?;
+    match peer.role {
+        PeerRole::Node | PeerRole::Admin => Ok(peer),
+        PeerRole::Agent | PeerRole::NodeAgent => {
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, "agents do not use the control API"))
+        }
+    }
+}
+
+fn accept<P: Send + 'static>(
+    listener: TcpListener,
+    tls: impl Fn() -> Arc<ServerConfig> + Send + 'static,
+    judge: fn(Certificates<'_>) -> io::Result<P>,
+) -> ReceiverStream<io::Result<Accepted<P>>> {
     let (sender, receiver) = mpsc::channel(GREETINGS_MAX);
     tokio::spawn(async move {
         loop {
@@ -149,10 +208,13 @@ pub fn incoming(listener: TcpListener, tls: watch::Receiver<TlsConfigs>) -> Rece
                     continue;
                 }
             };
-            let acceptor = TlsAcceptor::from(tls.borrow().server());
+            let acceptor = TlsAcceptor::from(tls());
             tokio::spawn(async move {
-                if let Ok(Ok(accepted)) = tokio::time::timeout(HANDSHAKE_WITHIN, greet(acceptor, stream)).await {
-                    permit.send(Ok(accepted));
+                let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greet(acceptor, stream)).await;
+                if let Ok(Ok(stream)) = greeted
+                    && let Ok(peer) = judge(stream.get_ref().1.peer_certificates())
+                {
+                    permit.send(Ok(Accepted { stream, peer }));
                 }
             });
         }
@@ -160,20 +222,15 @@ pub fn incoming(listener: TcpListener, tls: watch::Receiver<TlsConfigs>) -> Rece
     ReceiverStream::new(receiver)
 }
 
-async fn greet(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<Accepted> {
+async fn greet(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<server::TlsStream<TcpStream>> {
     stream.set_nodelay(true)?;
-    let stream = match acceptor.accept(stream).into_fallible().await {
-        Ok(stream) => stream,
+    match acceptor.accept(stream).into_fallible().await {
+        Ok(stream) => Ok(stream),
         Err((error, mut stream)) => {
             // A socket closed with unread input is reset, and why it was refused is lost on the way.
             stream.shutdown().await?;
             tokio::io::copy(&mut stream.take(REFUSED_BYTES_MAX), &mut tokio::io::sink()).await?;
-            return Err(error);
+            Err(error)
         }
-    };
-    let peer = identity(stream.get_ref().1.peer_certificates())?;
-    match peer.role {
-        PeerRole::Node | PeerRole::Admin => Ok(Accepted { stream, peer }),
-        PeerRole::Agent => Err(io::Error::new(io::ErrorKind::PermissionDenied, "agents do not use the control API")),
     }
 }

@@ -45,7 +45,7 @@ pub enum Verb {
     StorageNode(StorageNode),
     /// Run the attach agent of this machine
     Agent(Agent),
-    /// Hold the devices of an agent while it is away; the agent starts it
+    /// Hold the devices of an agent while it is away
     Keeper(Keeper),
 }
 
@@ -216,6 +216,9 @@ pub struct Keeper {
     /// Where the agent finds it
     #[arg(long)]
     pub socket: PathBuf,
+    /// End once there is nothing to hold and nobody is connected
+    #[arg(long)]
+    pub until_idle: bool,
 }
 
 #[derive(Args)]
@@ -302,6 +305,15 @@ pub struct StorageNode {
     /// The control API
     #[arg(long)]
     pub api: SocketAddr,
+    /// Where others reach it, HOST:PORT; default: what it listens on
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Option<String>,
+    /// Where others reach its control API, HOST:PORT; default: what it listens on
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise_api: Option<String>,
+    /// The failure domain above this node
+    #[arg(long)]
+    pub zone: Option<String>,
     /// Folder with ca.pem, NAME.pem and NAME.key
     #[arg(long)]
     pub pki: PathBuf,
@@ -332,6 +344,18 @@ pub struct Agent {
     /// Folder with the Unix sockets of the storage nodes of this machine
     #[arg(long)]
     pub sockets: Option<PathBuf>,
+    /// Where a keeper that others run listens; default: one in DIR that the agent starts
+    #[arg(long, value_name = "PATH")]
+    pub keeper_socket: Option<PathBuf>,
+    /// Get the certificate from who enrols machines there, HOST:PORT, and renew it
+    #[arg(long, value_name = "ADDRESS", requires_all = ["enroll_token", "enroll_ca"])]
+    pub enroll: Option<String>,
+    /// File with the token that says which machine this is
+    #[arg(long, value_name = "FILE", requires = "enroll")]
+    pub enroll_token: Option<PathBuf>,
+    /// File with the authority of who enrols
+    #[arg(long, value_name = "FILE", requires = "enroll")]
+    pub enroll_ca: Option<PathBuf>,
 }
 
 /// `4096`, `4Ki`, `4KiB`, `4k`; decimal units are refused, so that nobody gets less than they meant.

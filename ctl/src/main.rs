@@ -6,6 +6,7 @@ mod demo;
 mod dev;
 mod device;
 mod disk;
+mod enroll;
 mod health;
 mod nbd_client;
 mod node;

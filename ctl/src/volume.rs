@@ -19,6 +19,7 @@ use crate::args::{Agent, Attach, Detach, Keeper, Volume};
 use crate::client::{Cluster, block_on};
 use crate::dev::{found, layout::ClusterFile};
 use crate::device;
+use crate::enroll::{self, Enrolment};
 use crate::show;
 
 /// For an agent that was just started to listen.
@@ -249,9 +250,9 @@ fn ensure_agent(dir: &Path, agent: &str) -> Result<()> {
     Ok(())
 }
 
-/// Holds devices for an agent that is away; ends by itself.
+/// Holds devices for an agent that is away.
 pub fn keeper(options: Keeper) -> Result<()> {
-    holdfast_agent::Keeper::run(&options.socket).context("the keeper")
+    holdfast_agent::Keeper::run(&options.socket, options.until_idle).context("the keeper")
 }
 
 /// The write end of the pipe that ends the agent; a signal handler may do no more than write to it.
@@ -265,6 +266,12 @@ extern "C" fn on_signal(_signal: libc::c_int) {
 
 /// The daemon: serves until SIGTERM or SIGINT, and never detaches.
 pub fn agent(options: Agent) -> Result<()> {
+    if let (Some(address), Some(token), Some(ca)) = (options.enroll, options.enroll_token, options.enroll_ca) {
+        let (pki, holder) = (options.pki.clone(), options.holder.clone());
+        if enroll::begin(Enrolment { address, token, ca, pki, holder })?.is_none() {
+            return Ok(());
+        }
+    }
     let (ours, theirs) = UnixStream::pair().context("a pair of sockets")?;
     SHUTDOWN.store(ours.into_raw_fd(), Ordering::Relaxed);
     for signal in [libc::SIGTERM, libc::SIGINT] {
@@ -272,15 +279,18 @@ pub fn agent(options: Agent) -> Result<()> {
         // SAFETY: the handler only writes to a descriptor.
         unsafe { libc::signal(signal, handler as libc::sighandler_t) };
     }
-    let file = |suffix: &str| options.pki.join(format!("agent-{}.{suffix}", options.holder));
+    let file = |suffix: &str| enroll::credential_file(&options.pki, &options.holder, suffix);
     let config = AgentConfig {
         identity: IdentityPaths { certificate: file("pem"), key: file("key"), roots: options.pki.join("ca.pem") },
         holder: options.holder.clone(),
         cluster: None,
         control_socket: options.dir.join("control.sock"),
-        keeper: Some(KeeperConfig {
-            socket: options.dir.join("keeper.sock"),
-            program: std::env::current_exe().context("this program's own path")?,
+        keeper: Some(match options.keeper_socket {
+            Some(socket) => KeeperConfig { socket, program: None },
+            None => KeeperConfig {
+                socket: options.dir.join("keeper.sock"),
+                program: Some(std::env::current_exe().context("this program's own path")?),
+            },
         }),
         sockets: options.sockets,
         state_directory: options.dir,

@@ -2,7 +2,7 @@
 //! states them, with a leader that the test moves.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -178,9 +178,11 @@ impl Cluster {
         };
         let listeners: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         for (listener, number) in listeners.iter().zip(1..) {
-            let address: SocketAddr = listener.local_addr().unwrap();
+            let address = listener.local_addr().unwrap();
             let node = NodeId::from_bytes([number; 16]).unwrap();
-            cluster.nodes.push(NodeAddress { node, address: address.to_string().parse().unwrap() });
+            // One is known by its name, as pods are.
+            let address = if number == 3 { format!("localhost:{}", address.port()) } else { address.to_string() };
+            cluster.nodes.push(NodeAddress { node, address: address.parse().unwrap() });
         }
         for (number, listener) in listeners.into_iter().enumerate() {
             cluster.spawn(number, listener);

@@ -270,6 +270,15 @@ pub struct ProbeResponse {
     /// This node has a replica of the metadata group.
     #[prost(bool, tag = "9")]
     pub metadata_member: bool,
+    /// Where it speaks to its peers and to agents, as it tells others; a founding member is to be named so.
+    #[prost(string, tag = "10")]
+    pub peer_address: ::prost::alloc::string::String,
+    /// Where it serves this API, as it tells others.
+    #[prost(string, tag = "11")]
+    pub api_address: ::prost::alloc::string::String,
+    /// Failure domain above the node; empty where it was told of none.
+    #[prost(string, tag = "12")]
+    pub zone: ::prost::alloc::string::String,
 }
 /// What this build is and what it understands.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1532,8 +1541,8 @@ pub struct CreateVolumeRequest {
     /// take none.
     #[prost(string, tag = "7")]
     pub spread: ::prost::alloc::string::String,
-    /// Kept with the volume for people and programs, such as `kubernetes.io/pv`; they decide nothing. At most 16, keys of
-    /// 1 to 128 bytes, values of at most 256.
+    /// Kept with the volume for people and programs, such as `kubernetes.io/pv`; they decide nothing. At most 8, of 640
+    /// bytes together, in printable ASCII without quotes and backslashes.
     #[prost(map = "string, string", tag = "8")]
     pub labels: ::std::collections::HashMap<
         ::prost::alloc::string::String,

@@ -11,7 +11,7 @@ use crate::command::{
     UpdateDisk, VolumeReplicaCreated, VolumeReplicaDeleted, VolumeReplicaRefused, VolumeResized,
 };
 use crate::lint::{self, Finding};
-use crate::spec::{Name, SpecError, check_address, check_size, check_zone};
+use crate::spec::{Name, SpecError, check_address, check_labels, check_size, check_zone};
 
 /// What a command did. A refusal is a result like the others: the log goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -238,6 +238,7 @@ impl Catalogue {
 
     fn create_volume(&mut self, command: &CreateVolume, safe: impl Fn(&Catalogue) -> Result<(), Refusal>) -> Applied {
         command.spec.check()?;
+        check_labels(&command.labels)?;
         let mut planned = command.members.clone();
         planned.sort();
         if let Some(volume) = self.volumes.get(&command.volume) {
@@ -245,6 +246,7 @@ impl Catalogue {
             let same = volume.name == command.name
                 && volume.spec.replicas == command.spec.replicas
                 && volume.spec.logical_block_bytes == command.spec.logical_block_bytes
+                && volume.spec.spread == command.spec.spread
                 && volume.state != VolumeState::Deleting
                 && volume.members.iter().map(|member| member.member).eq(planned.iter().copied());
             return if same { Ok(Outcome::Unchanged) } else { Err(Refusal::VolumeDiffers { volume: command.volume }) };
@@ -266,6 +268,7 @@ impl Catalogue {
         let volume = Volume {
             name: command.name.clone(),
             spec: command.spec,
+            labels: command.labels.clone(),
             provisioned_bytes: command.spec.size_bytes,
             founding_bytes: command.spec.size_bytes,
             replacement: None,
@@ -352,6 +355,7 @@ impl Catalogue {
         }
         check_generation(volume, command.expected_generation)?;
         volume.state = VolumeState::Deleting;
+        volume.labels.clear();
         volume.generation += 1;
         let (size_bytes, generation) = (volume.spec.size_bytes, volume.generation);
         let coming = volume.replacement.take().map(|replacement| replacement.new);

@@ -7,13 +7,13 @@ use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::ApplyError;
-use crate::spec::{Name, SpecError, VolumeSpec, check_address, check_zone};
+use crate::spec::{Labels, Name, SpecError, Spread, VolumeSpec, check_address, check_zone};
 
 /// Limits of one cluster. Together they keep an encoded state below [`crate::state::STATE_BYTES_MAX`].
 /// Removed nodes and their disks are remembered and count.
 pub const NODES_MAX: usize = 1024;
 pub const DISKS_MAX: usize = 4096;
-pub const VOLUMES_MAX: usize = 8192;
+pub const VOLUMES_MAX: usize = 6144;
 /// Replacements, under way or with the former replica not deleted yet, of volumes that are not being deleted.
 pub const REPLACED_MAX: usize = 8192;
 /// Founding members of the metadata group.
@@ -145,6 +145,7 @@ pub struct Placement<'a> {
     pub replacement: Option<&'a Replacement>,
     /// What a disk must have room for.
     pub size_bytes: u64,
+    pub spread: Spread,
     pub generation: u64,
 }
 
@@ -155,6 +156,9 @@ pub struct Volume {
     pub name: Name,
     /// As wanted. Where the size is larger than `provisioned_bytes`, a resize is under way.
     pub spec: VolumeSpec,
+    /// Gone once it is being deleted.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// The size the volume's group has confirmed.
     pub provisioned_bytes: u64,
     /// The size it was created with: a replica that begins at the log's begin begins with it.
@@ -348,7 +352,8 @@ impl Catalogue {
             let replacement = replacement.as_ref();
             // The reserve of every disk has room for it.
             let (members, generation) = (members.clone(), *generation);
-            return Some(Placement { volume, members, replacement, size_bytes: 0, generation });
+            let spread = Spread::Node;
+            return Some(Placement { volume, members, replacement, size_bytes: 0, spread, generation });
         }
         let found = self.volumes.get(&volume)?;
         Some(Placement {
@@ -356,6 +361,7 @@ impl Catalogue {
             members: found.members.iter().map(|entry| Place::from(entry.member)).collect(),
             replacement: found.replacement.as_ref(),
             size_bytes: found.spec.size_bytes,
+            spread: found.spec.spread,
             generation: found.generation,
         })
     }

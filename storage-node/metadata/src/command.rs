@@ -11,11 +11,11 @@ use holdfast_id::{DiskId, NodeId, ReplicaId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{DiskState, Member, NodeState, Obstacle};
-use crate::spec::{Name, VolumeSpec};
+use crate::spec::{Labels, Name, VolumeSpec};
 
 /// Version of the commands this build writes, and the newest it can apply.
 pub const COMMAND_VERSION: u32 = 1;
-/// A longer command is refused before it is proposed. The largest is a volume with five members, about 1 KiB.
+/// A longer command is refused before it is proposed. The largest is a volume with five members and labels, about 2 KiB.
 pub const COMMAND_BYTES_MAX: usize = 16 << 10;
 
 /// The kinds of `COMMAND_VERSION`, to tell a newer command from a damaged one.
@@ -139,6 +139,8 @@ pub struct CreateVolume {
     pub volume: VolumeId,
     pub name: Name,
     pub spec: VolumeSpec,
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     pub members: Vec<Member>,
     /// The catalogue's revision that the members were planned on.
     pub planned_at: u64,

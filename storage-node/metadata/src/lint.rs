@@ -15,6 +15,7 @@ use crate::command::{Command, CreateVolume, ReplaceReplica, ResizeVolume, SetDis
 use crate::planner::{
     Bytes, BytesUp, List, NodeShortfall, candidates, other_zones, plan_replacement, replacement_candidates,
 };
+use crate::spec::Spread;
 
 /// A broken rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +28,8 @@ pub enum Finding {
     ReplicaReused { replica: ReplicaId },
     #[error("copies are planned in {used} zones where {possible} could be used")]
     ZonesWasted { used: usize, possible: usize },
+    #[error("{copies} copies are to be in zones of their own, and are planned in {zones}")]
+    ZonesShared { copies: usize, zones: usize },
     #[error("disk {disk} is not known")]
     UnknownDisk { disk: DiskId },
     #[error("disk {disk} is not on node {node}")]
@@ -169,6 +172,9 @@ fn replace_replica(catalogue: &Catalogue, replace: &ReplaceReplica) -> Vec<Findi
     }
     let zones = other_zones(catalogue, &placement, replace.old);
     let zone = catalogue.nodes().get(&node).and_then(|node| node.zone.as_deref());
+    if placement.spread == Spread::Zone && (zone.is_none() || zones.contains(&zone)) {
+        findings.push(Finding::ZonesShared { copies: zones.len() + 1, zones: zones.len() });
+    }
     if zones.contains(&zone) && fit.iter().any(|candidate| !zones.contains(&candidate.zone)) {
         findings.push(Finding::ZonesWasted { used: zones.len(), possible: zones.len() + 1 });
     }
@@ -262,6 +268,10 @@ fn distinct_domains(catalogue: &Catalogue, create: &CreateVolume, findings: &mut
         if let Some(node) = catalogue.nodes().get(&member.node) {
             zones.insert(node.zone.as_deref());
         }
+    }
+    let named = zones.iter().flatten().count();
+    if create.spec.spread == Spread::Zone && named < create.members.len() {
+        findings.push(Finding::ZonesShared { copies: create.members.len(), zones: named });
     }
     let (candidates, _) = candidates(catalogue, create.spec.size_bytes);
     let zones_there: BTreeSet<Option<&str>> = candidates.iter().map(|candidate| candidate.zone).collect();

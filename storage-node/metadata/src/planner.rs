@@ -1,8 +1,9 @@
 //! Where the copies of a new volume go, and one that is moved or made again. Pure: the same catalogue and request give
 //! the same places.
 //!
-//! Copies lie on distinct nodes always, and in as many distinct zones as there are to be had. Among the disks that may
-//! take one, more placeable room wins, then fewer replicas, then the lower identifier.
+//! Copies lie on distinct nodes always, and in as many distinct zones as there are to be had; a volume that is spread over
+//! zones has each copy in its own, or is not placed. Among the disks that may take one, those of preferred nodes come
+//! first, in the order of preference; then more placeable room wins, then fewer replicas, then the lower identifier.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +11,7 @@ use std::fmt;
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 
 use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Placed, Placement};
-use crate::spec::{SpecError, VolumeSpec};
+use crate::spec::{SpecError, Spread, VolumeSpec};
 
 /// A disk that may take a copy, the best one of its node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub enum PlanError {
     Spec(#[from] SpecError),
     #[error("{wanted} replicas need {wanted} nodes with {} free each; have {have}{}", BytesUp(*.size_bytes), List(.nodes))]
     NoPlacement { wanted: u8, size_bytes: u64, have: usize, nodes: Vec<NodeShortfall> },
+    #[error("{wanted} replicas in zones of their own need {wanted} zones with {} free in each; have {have}{}", BytesUp(*.size_bytes), List(.nodes))]
+    NoZones { wanted: u8, size_bytes: u64, have: usize, nodes: Vec<NodeShortfall> },
     #[error("{wanted} replicas need as many new replica ids, got {got} distinct ones")]
     Ids { wanted: u8, got: usize },
 }
@@ -39,7 +42,7 @@ impl PlanError {
     pub fn code(&self) -> &'static str {
         match self {
             PlanError::Spec(_) => "InvalidSpec",
-            PlanError::NoPlacement { .. } => "NoPlacement",
+            PlanError::NoPlacement { .. } | PlanError::NoZones { .. } => "NoPlacement",
             PlanError::Ids { .. } => "InvalidPlan",
         }
     }
@@ -60,6 +63,10 @@ pub enum Shortfall {
     DiskFailed,
     /// Its disk is being removed.
     DiskRemoving,
+    /// Nothing says where it is, and the copies are to be in zones of their own.
+    NoZone,
+    /// Its zone has another copy, and the copies are to be in zones of their own.
+    ZoneHoldsCopy,
     /// It has another copy.
     HoldsCopy,
     /// It has not deleted a copy of before.
@@ -77,6 +84,8 @@ impl fmt::Display for NodeShortfall {
             Shortfall::Draining => f.write_str("draining"),
             Shortfall::Removing => f.write_str("being removed"),
             Shortfall::DiskRemoving => f.write_str("its disk is being removed"),
+            Shortfall::NoZone => f.write_str("has no zone"),
+            Shortfall::ZoneHoldsCopy => f.write_str("its zone has another copy"),
             Shortfall::HoldsCopy => f.write_str("has another copy"),
             Shortfall::HoldsFormerCopy => f.write_str("has not deleted a former copy yet"),
             Shortfall::NoDisk => f.write_str("no disk"),
@@ -135,22 +144,39 @@ fn write_bytes(f: &mut fmt::Formatter<'_>, bytes: u64, round_up: u128) -> fmt::R
 }
 
 /// Chooses the members of a new volume. `ids` are fresh replica ids, used in order; more than needed are left over.
-pub fn plan_volume(catalogue: &Catalogue, spec: &VolumeSpec, ids: &[ReplicaId]) -> Result<Vec<Member>, PlanError> {
+/// `preferred` are names of nodes; those that can take no copy, or that nobody knows, are passed over.
+pub fn plan_volume(
+    catalogue: &Catalogue,
+    spec: &VolumeSpec,
+    preferred: &[String],
+    ids: &[ReplicaId],
+) -> Result<Vec<Member>, PlanError> {
     spec.check()?;
-    let wanted = usize::from(spec.replicas);
+    let (wanted, size_bytes) = (usize::from(spec.replicas), spec.size_bytes);
     let distinct = ids.iter().collect::<BTreeSet<_>>().len();
     if distinct != ids.len() || ids.len() < wanted {
         return Err(PlanError::Ids { wanted: spec.replicas, got: distinct });
     }
-    let (candidates, nodes) = candidates(catalogue, spec.size_bytes);
-    if candidates.len() < wanted {
-        return Err(PlanError::NoPlacement {
-            wanted: spec.replicas,
-            size_bytes: spec.size_bytes,
-            have: candidates.len(),
-            nodes,
-        });
+    let (mut candidates, mut nodes) = candidates(catalogue, size_bytes);
+    if spec.spread == Spread::Zone {
+        let without = |candidate: &mut Candidate<'_>| candidate.zone.is_none();
+        let named = candidates.extract_if(.., without).map(|candidate| catalogue.node_label(candidate.node));
+        nodes.extend(named.map(|node| NodeShortfall { node, why: Shortfall::NoZone }));
+        nodes.sort_by(|a, b| a.node.cmp(&b.node));
+        let have = candidates.iter().map(|candidate| candidate.zone).collect::<BTreeSet<_>>().len();
+        if have < wanted {
+            return Err(PlanError::NoZones { wanted: spec.replicas, size_bytes, have, nodes });
+        }
     }
+    if candidates.len() < wanted {
+        let have = candidates.len();
+        return Err(PlanError::NoPlacement { wanted: spec.replicas, size_bytes, have, nodes });
+    }
+    // Stable: among those that nobody prefers, the better one stays first.
+    candidates.sort_by_key(|candidate| {
+        let name = catalogue.node_label(candidate.node);
+        preferred.iter().position(|wish| *wish == name).unwrap_or(usize::MAX)
+    });
     // Rounds over the zones: the best node of every zone, best zone first, then the second best of each.
     let mut seen_in_zone: BTreeMap<Option<&str>, usize> = BTreeMap::new();
     let mut ranked: Vec<(usize, usize, &Candidate<'_>)> = Vec::new();
@@ -202,6 +228,7 @@ pub(crate) fn replacement_candidates<'a>(
     old: ReplicaId,
 ) -> (Vec<Candidate<'a>>, Vec<NodeShortfall>) {
     let (mut fit, mut short) = candidates(catalogue, placement.size_bytes);
+    let taken = other_zones(catalogue, placement, old);
     let why = |candidate: &Candidate<'_>| {
         let stays = placement.members.iter().any(|place| place.replica != old && place.node == candidate.node);
         let goes = placement.members.iter().any(|place| place.replica == old && place.disk == Some(candidate.disk));
@@ -209,7 +236,11 @@ pub(crate) fn replacement_candidates<'a>(
         let former = former.filter(|t| t.volume == placement.volume && t.disk == candidate.disk).count();
         match (stays || goes, former) {
             (true, _) => Some(Shortfall::HoldsCopy),
-            (false, 0) => None,
+            (false, 0) => match (placement.spread, candidate.zone) {
+                (Spread::Zone, None) => Some(Shortfall::NoZone),
+                (Spread::Zone, zone) if taken.contains(&zone) => Some(Shortfall::ZoneHoldsCopy),
+                (Spread::Zone | Spread::Node, _) => None,
+            },
             (false, _) => Some(Shortfall::HoldsFormerCopy),
         }
     };

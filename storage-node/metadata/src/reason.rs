@@ -130,7 +130,9 @@ pub fn explain_nodes(catalogue: &Catalogue) -> Vec<Reason> {
                 Shortfall::Draining => ("Draining", "set the node active to use it again"),
                 Shortfall::Removing => ("Removing", "wait: what it holds is being moved"),
                 Shortfall::DiskRemoving => ("DiskRemoving", "wait: what it holds is being moved"),
-                Shortfall::HoldsCopy | Shortfall::HoldsFormerCopy => ("NoSpace", "add nodes"),
+                Shortfall::NoZone | Shortfall::ZoneHoldsCopy | Shortfall::HoldsCopy | Shortfall::HoldsFormerCopy => {
+                    ("NoSpace", "add nodes")
+                }
                 Shortfall::NoDisk => ("NoDisk", "give the node a disk"),
                 Shortfall::DiskFailed => ("DiskFailed", "replace the disk"),
                 Shortfall::Room { .. } => ("NoSpace", "add disks, or delete volumes"),

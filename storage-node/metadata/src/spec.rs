@@ -1,5 +1,6 @@
 //! What may be asked for: names, addresses, sizes, numbers of copies. Every refusal says what to do instead.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,10 @@ pub const SIZE_BYTES_MAX: u64 = 64 << 40;
 pub const SIZE_UNIT_BYTES: u64 = 4096;
 /// More copies than this add latency and no safety that a person could want.
 pub const REPLICAS_MAX: u8 = 5;
+
+/// Labels of one volume, and bytes of their keys and values together: with those of every volume the catalogue still fits.
+pub const LABELS_MAX: usize = 8;
+pub const LABELS_BYTES_MAX: usize = 640;
 
 /// Why a wish is refused before anything is looked up.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,7 +41,15 @@ pub enum SpecError {
     LogicalBlock { block: u32 },
     #[error("{replicas} copies are not supported; use 1 to 5")]
     Replicas { replicas: u8 },
+    #[error("{count} labels are more than the 8 that a volume may have")]
+    LabelCount { count: usize },
+    #[error("the labels have {bytes} bytes together, more than the 640 that a volume may have")]
+    LabelBytes { bytes: usize },
+    #[error("{text:?} is not a label's text: use printable ASCII characters without quotes and backslashes")]
+    Label { text: String },
 }
+
+const _: () = assert!(LABELS_MAX == 8 && LABELS_BYTES_MAX == 640, "the texts of SpecError name both");
 
 /// A DNS label: the name of a volume or a node.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -101,6 +114,44 @@ fn is_plain_text(text: &str) -> bool {
     (1..=TEXT_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')
 }
 
+/// What people and programs note about a volume; it decides nothing.
+pub type Labels = BTreeMap<String, String>;
+
+/// Escaped, other characters would be longer in the catalogue than they are.
+pub fn check_labels(labels: &Labels) -> Result<(), SpecError> {
+    if labels.len() > LABELS_MAX {
+        return Err(SpecError::LabelCount { count: labels.len() });
+    }
+    let bytes = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > LABELS_BYTES_MAX {
+        return Err(SpecError::LabelBytes { bytes });
+    }
+    let plain = |text: &str| text.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\');
+    let bad = labels.iter().find_map(|(key, value)| match (plain(key) && !key.is_empty(), plain(value)) {
+        (false, _) => Some(key),
+        (true, false) => Some(value),
+        (true, true) => None,
+    });
+    bad.map_or(Ok(()), |text| Err(SpecError::Label { text: text.chars().take(80).collect() }))
+}
+
+/// What the copies of a volume must not share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Spread {
+    /// A node. They lie in as many zones as there are all the same.
+    #[default]
+    Node,
+    /// Nor a zone; nodes without one take no copy.
+    Zone,
+}
+
+impl Spread {
+    fn is_node(&self) -> bool {
+        *self == Spread::Node
+    }
+}
+
 /// What a volume is to be, apart from its name. The fields are as asked; [`VolumeSpec::check`] says whether they may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -110,6 +161,8 @@ pub struct VolumeSpec {
     pub logical_block_bytes: u32,
     /// Copies wanted, each on its own node.
     pub replicas: u8,
+    #[serde(default, skip_serializing_if = "Spread::is_node")]
+    pub spread: Spread,
 }
 
 impl VolumeSpec {
@@ -175,8 +228,22 @@ mod tests {
     }
 
     #[test]
+    fn labels_are_few_short_and_plain() {
+        let labels = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect::<Labels>();
+        assert_eq!(check_labels(&labels(&[("kubernetes.io/pv", "pvc-1"), ("a", ""), ("b", "a name")])), Ok(()));
+        for (key, value) in [("", "v"), ("k", "\""), ("k", "\\"), ("k\n", "v"), ("k", "\u{e9}")] {
+            assert!(matches!(check_labels(&labels(&[(key, value)])), Err(SpecError::Label { .. })), "{key:?}");
+        }
+        let longest = "v".repeat(LABELS_BYTES_MAX - 1);
+        assert_eq!(check_labels(&labels(&[("k", &longest)])), Ok(()));
+        assert!(matches!(check_labels(&labels(&[("kk", &longest)])), Err(SpecError::LabelBytes { .. })));
+        let many = (0..9).map(|n| (n.to_string(), String::new())).collect();
+        assert_eq!(check_labels(&many), Err(SpecError::LabelCount { count: 9 }));
+    }
+
+    #[test]
     fn blocks_and_copies_are_checked() {
-        let good = VolumeSpec { size_bytes: 1 << 30, logical_block_bytes: 512, replicas: 3 };
+        let good = VolumeSpec { size_bytes: 1 << 30, logical_block_bytes: 512, replicas: 3, spread: Spread::Node };
         assert_eq!(good.check(), Ok(()));
         assert!(VolumeSpec { logical_block_bytes: 1024, ..good }.check().is_err());
         assert!(VolumeSpec { replicas: 0, ..good }.check().is_err());

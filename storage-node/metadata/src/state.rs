@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::{
     Catalogue, DISKS_MAX, Disk, FOUNDERS_MAX, NODES_MAX, NodeState, Replacement, VOLUMES_MAX, VolumeState,
 };
-use crate::spec::{SpecError, check_address, check_zone};
+use crate::spec::{SpecError, check_address, check_labels, check_zone};
 
 /// Version of the state this build writes, and the newest it can read.
 pub const STATE_VERSION: u32 = 1;
@@ -120,6 +120,7 @@ impl Catalogue {
         let mut names = BTreeSet::new();
         for (id, volume) in &self.volumes {
             volume.spec.check()?;
+            check_labels(&volume.labels)?;
             holds(names.insert(&volume.name), &|| format!("volume {id} shares its name {}", volume.name))?;
             let copies = usize::from(volume.spec.replicas);
             let all_created = volume.members.iter().all(|member| member.created);

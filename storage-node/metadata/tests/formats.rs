@@ -7,7 +7,7 @@ use holdfast_metadata::command::{COMMAND_BYTES_MAX, CreateVolume, DecodeError, D
 use holdfast_metadata::intent::{
     Action, Control, CreateReplica, INTENT_BYTES_MAX, Intent, IntentError, IntentReply, IntentResult,
 };
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Labels, Name, Spread, VolumeSpec};
 use holdfast_metadata::state::{STATE_BYTES_MAX, StateError};
 use holdfast_metadata::{Catalogue, Command};
 
@@ -61,7 +61,8 @@ fn commands_are_these_bytes() {
     let create = Command::CreateVolume(CreateVolume {
         volume: volume(),
         name: Name::new("v").expect("a name"),
-        spec: VolumeSpec { size_bytes: 1 << 30, logical_block_bytes: 512, replicas: 1 },
+        spec: VolumeSpec { size_bytes: 1 << 30, logical_block_bytes: 512, replicas: 1, spread: Spread::Node },
+        labels: Labels::new(),
         members: vec![Member { replica: replica(), node: node(), disk: disk() }],
         planned_at: 6,
     });
@@ -74,6 +75,24 @@ fn commands_are_these_bytes() {
     );
     assert_eq!(String::from_utf8(create.encode()).expect("text"), bytes);
     assert_eq!(Command::decode(bytes.as_bytes()), Ok(create));
+    let labelled = Command::CreateVolume(CreateVolume {
+        volume: volume(),
+        name: Name::new("v").expect("a name"),
+        spec: VolumeSpec { size_bytes: 1 << 30, logical_block_bytes: 512, replicas: 1, spread: Spread::Zone },
+        labels: Labels::from([("kubernetes.io/pv".into(), "pvc-1".into())]),
+        members: vec![Member { replica: replica(), node: node(), disk: disk() }],
+        planned_at: 6,
+    });
+    let bytes = concat!(
+        r#"{"version":1,"command":{"kind":"create_volume","body":{"volume":"33333333-3333-3333-3333-333333333333","#,
+        r#""name":"v","spec":{"size_bytes":1073741824,"logical_block_bytes":512,"replicas":1,"spread":"zone"},"#,
+        r#""labels":{"kubernetes.io/pv":"pvc-1"},"#,
+        r#""members":[{"replica":"44444444-4444-4444-4444-444444444444","#,
+        r#""node":"11111111-1111-1111-1111-111111111111","disk":"22222222-2222-2222-2222-222222222222"}],"#,
+        r#""planned_at":6}}}"#
+    );
+    assert_eq!(String::from_utf8(labelled.encode()).expect("text"), bytes);
+    assert_eq!(Command::decode(bytes.as_bytes()), Ok(labelled));
     let replace = Command::ReplaceReplica(ReplaceReplica {
         volume: volume(),
         old: ReplicaId::from_bytes([0x45; 16]).expect("not zero"),

@@ -7,7 +7,7 @@ use holdfast_metadata::catalogue::{DiskState, Founder, Member, NodeState};
 use holdfast_metadata::command::*;
 use holdfast_metadata::intent::{Control, IntentReply, IntentResult};
 use holdfast_metadata::lint::Finding;
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{LABELS_BYTES_MAX, LABELS_MAX, Labels, Name, Spread, VolumeSpec};
 use holdfast_metadata::state::STATE_BYTES_MAX;
 use holdfast_metadata::{Catalogue, Command, Outcome, executor, lint, planner, upkeep};
 use proptest::prelude::*;
@@ -161,13 +161,14 @@ fn command(catalogue: &Catalogue, step: &Step, count: u64) -> Option<Command> {
             failed,
         }),
         Step::Create { number, mib, replicas } => {
-            let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 512, replicas };
+            let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 512, replicas, spread: Spread::Node };
             let ids: Vec<ReplicaId> = (0..5).map(|n| replica(count * 5 + n)).collect();
-            let members = planner::plan_volume(catalogue, &spec, &ids).ok()?;
+            let members = planner::plan_volume(catalogue, &spec, &[], &ids).ok()?;
             Command::CreateVolume(CreateVolume {
                 volume: volume(count),
                 name: name("v", number),
                 spec,
+                labels: Labels::new(),
                 members,
                 planned_at: catalogue.revision(),
             })
@@ -209,7 +210,14 @@ fn run(steps: &[Step], mut each: impl FnMut(&Catalogue, u64, &Command, &Outcome)
 
 fn create(volume_number: u64, spec: VolumeSpec, members: Vec<Member>, planned_at: u64) -> Command {
     let name = name("fresh", volume_number);
-    Command::CreateVolume(CreateVolume { volume: volume(volume_number), name, spec, members, planned_at })
+    Command::CreateVolume(CreateVolume {
+        volume: volume(volume_number),
+        name,
+        spec,
+        labels: Labels::new(),
+        members,
+        planned_at,
+    })
 }
 
 proptest! {
@@ -260,10 +268,10 @@ proptest! {
                 assert!(!matches!(outcome, Outcome::Refused(refusal) if refusal.code() == "UnsafeChange"));
             }
         });
-        let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 4096, replicas };
+        let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 4096, replicas, spread: Spread::Node };
         let ids: Vec<ReplicaId> = (0..5).map(|n| replica(500_000 + n)).collect();
-        let planned = planner::plan_volume(&catalogue, &spec, &ids);
-        prop_assert_eq!(&planned, &planner::plan_volume(&catalogue.clone(), &spec, &ids));
+        let planned = planner::plan_volume(&catalogue, &spec, &[], &ids);
+        prop_assert_eq!(&planned, &planner::plan_volume(&catalogue.clone(), &spec, &[], &ids));
         // The oracle: room by its definition, written down once more.
         let room = |id: &DiskId, disk: &holdfast_metadata::catalogue::Disk| {
             let members = catalogue.volumes().values().flat_map(|v| {
@@ -325,9 +333,9 @@ proptest! {
                 RegisterDisk { disk: disk(number), node: node(number), capacity_bytes: 1 << 30, only: true };
             apply(&mut catalogue, Command::RegisterDisk(command));
         }
-        let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 512, replicas };
+        let spec = VolumeSpec { size_bytes: mib * MIB, logical_block_bytes: 512, replicas, spread: Spread::Node };
         let ids: Vec<ReplicaId> = (0..5).map(replica).collect();
-        let mut members = planner::plan_volume(&catalogue, &spec, &ids).expect("there is room");
+        let mut members = planner::plan_volume(&catalogue, &spec, &[], &ids).expect("there is room");
         prop_assert_eq!(lint::check(&catalogue, &create(1, spec, members.clone(), 0)), Ok(()));
         let victim = victim % members.len();
         let other = (victim + 1) % members.len();
@@ -501,6 +509,8 @@ fn the_fullest_catalogue_fits() {
             "node": node(number % NODES_MAX as u64), "capacity_bytes": u64::MAX, "free_bytes": u64::MAX, "state": "active",
         });
     }
+    let labels: Labels =
+        (0..LABELS_MAX).map(|n| (n.to_string(), "v".repeat(LABELS_BYTES_MAX / LABELS_MAX - 1))).collect();
     for number in 0..VOLUMES_MAX as u64 {
         let members: Vec<serde_json::Value> = (0..5)
             .map(|n| {
@@ -513,7 +523,8 @@ fn the_fullest_catalogue_fits() {
         let size = 64u64 << 40;
         catalogue["volumes"][volume(number).to_string()] = serde_json::json!({
             "name": text("v", number, 63),
-            "spec": {"size_bytes": size, "logical_block_bytes": 4096, "replicas": 5},
+            "spec": {"size_bytes": size, "logical_block_bytes": 4096, "replicas": 5, "spread": "zone"},
+            "labels": labels,
             "provisioned_bytes": size, "founding_bytes": size, "members": members, "state": "creating",
             "generation": u64::from(u32::MAX),
             "replacement": {"old": replica(number * 5), "new": {

@@ -11,7 +11,7 @@ use holdfast_id::{ClusterId, DiskId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{DiskState, Founder, Member, NodeState, Obstacle};
 use holdfast_metadata::command::*;
 use holdfast_metadata::intent::{Action, Control, Intent, IntentReply, IntentResult};
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Name, Spread, VolumeSpec};
 use holdfast_metadata::{Catalogue, Command, Outcome, executor, lint, planner, reason, upkeep};
 
 const GIB: f64 = (1u64 << 30) as f64;
@@ -239,11 +239,19 @@ impl Script {
                 let logical_block_bytes = case.try_take_arg("block").expect("a number").unwrap_or(512);
                 let planned_at = case.try_take_arg("planned-at").expect("a number").unwrap_or(self.index);
                 let on: Vec<String> = case.input.lines().map(str::to_owned).collect();
-                let spec = VolumeSpec { size_bytes, logical_block_bytes, replicas };
+                let spread = match case.try_take_arg::<String>("spread").expect("a word").as_deref() {
+                    Some("zone") => Spread::Zone,
+                    _ => Spread::Node,
+                };
+                let list = |text: Option<String>| text.unwrap_or_default().split('+').map(str::to_owned).collect();
+                let preferred: Vec<String> = list(case.try_take_arg("prefer").expect("names"));
+                let label: Option<String> = case.try_take_arg("label").expect("a text");
+                let labels = label.map(|value| ("label".to_owned(), value)).into_iter().collect();
+                let spec = VolumeSpec { size_bytes, logical_block_bytes, replicas, spread };
                 let first = self.next_replica;
                 let ids: Vec<ReplicaId> = (1..=8).map(|number| self.replica(first + number)).collect();
                 let planned = if on.is_empty() {
-                    planner::plan_volume(self.catalogue(), &spec, &ids)
+                    planner::plan_volume(self.catalogue(), &spec, &preferred, &ids)
                 } else {
                     Ok(self.members(&on, &ids))
                 };
@@ -260,7 +268,8 @@ impl Script {
                 if case.directive == "create" {
                     self.next_replica += 8;
                     let name = Name::new(&name).expect("a name");
-                    out += &self.apply(Command::CreateVolume(CreateVolume { volume, name, spec, members, planned_at }));
+                    let create = CreateVolume { volume, name, spec, labels, members, planned_at };
+                    out += &self.apply(Command::CreateVolume(create));
                 }
                 out
             }

@@ -194,9 +194,9 @@ impl Services {
         Some(v1::RegisterRequest {
             node_id: self.node.to_string(),
             name: self.config.name.clone(),
-            peer_address: self.config.listen.to_string(),
-            api_address: self.config.api.to_string(),
-            zone: String::new(),
+            peer_address: self.config.peer_address(),
+            api_address: self.config.api_address(),
+            zone: self.config.zone.clone().unwrap_or_default(),
             disk_id: disk.to_string(),
             capacity_bytes: usage.data_total,
             free_bytes: usage.data_total.saturating_sub(usage.data_used + usage.data_reserved),

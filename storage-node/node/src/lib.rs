@@ -7,7 +7,6 @@ mod config;
 mod control;
 mod disk;
 mod peers;
-mod resolver;
 mod rim;
 
 pub use config::{Config, ConfigError, Join};

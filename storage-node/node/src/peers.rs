@@ -4,8 +4,7 @@
 //! so exactly one connection, and a second one (the peer started again before this end noticed) replaces the first.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,11 +13,11 @@ use anyhow::Result;
 use holdfast_consensus::Timestamp;
 use holdfast_id::NodeId;
 use holdfast_shard::NodeAddress;
+use holdfast_transport::resolver::Resolver;
 use holdfast_transport::{CloseReason, ConnectionId, PeerIdentity, PeerRole, Transport};
 
 use crate::addresses::{Address, AddressBook};
 use crate::clock;
-use crate::resolver::Resolver;
 
 /// After a connection was lost or came to nothing; doubled each time, up to the maximum.
 const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -56,8 +55,8 @@ impl Peer {
 
 pub(crate) struct Peers {
     node: NodeId,
-    /// This node's own address.
-    listen: String,
+    /// Where others reach this node.
+    advertise: String,
     book: AddressBook,
     peers: BTreeMap<NodeId, Peer>,
     resolver: Resolver,
@@ -65,9 +64,15 @@ pub(crate) struct Peers {
 
 impl Peers {
     /// `wake` ends the wait of the thread that calls `connect_due`.
-    pub(crate) fn open(dir: &Path, node: NodeId, listen: String, wake: Arc<dyn Fn() + Send + Sync>) -> Result<Peers> {
+    pub(crate) fn open(
+        dir: &Path,
+        node: NodeId,
+        advertise: String,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> Result<Peers> {
         let book = AddressBook::open(dir)?;
-        let mut peers = Peers { node, listen, peers: BTreeMap::new(), book, resolver: Resolver::new(lookup, wake) };
+        let mut peers =
+            Peers { node, advertise, peers: BTreeMap::new(), book, resolver: Resolver::of_the_system(wake) };
         peers.refresh();
         Ok(peers)
     }
@@ -93,7 +98,7 @@ impl Peers {
     pub(crate) fn address(&self, node: NodeId) -> Option<String> {
         match self.peers.get(&node) {
             Some(peer) => Some(peer.address.clone()),
-            None => (node == self.node).then(|| self.listen.clone()),
+            None => (node == self.node).then(|| self.advertise.clone()),
         }
     }
 
@@ -168,8 +173,4 @@ impl Peers {
             }
         }
     }
-}
-
-fn lookup(address: &str) -> io::Result<Vec<SocketAddr>> {
-    address.to_socket_addrs().map(Iterator::collect)
 }

@@ -17,7 +17,7 @@ use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
 use holdfast_protocol::wire::Encoded;
 use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
-use holdfast_shard::{ClientId, Effects, Event, ReplicaNodes, Shard, ShardOptions};
+use holdfast_shard::{ClientId, ClientRole, Effects, Event, ReplicaNodes, Shard, ShardOptions};
 use holdfast_transport::{
     Class, CloseReason, ConnectionId, Frame, PeerIdentity, PeerRole, SendError, Transport, TransportEvent, Versions,
 };
@@ -68,10 +68,10 @@ impl Control {
 }
 
 /// Who is at the other end of a connection.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Remote {
     Node(NodeId),
-    Client(ClientId),
+    Client(ClientId, ClientRole),
 }
 
 pub(crate) struct Rim {
@@ -162,7 +162,7 @@ impl Rim {
         let waker = Arc::clone(&self.waker);
         // A wake-up that fails leaves the answer to the next one: heartbeats come every 100 ms.
         let wake = Arc::new(move || drop(waker.wake()));
-        let peers = Peers::open(&self.config.dir, self.node, listen.to_string(), wake)?;
+        let peers = Peers::open(&self.config.dir, self.node, self.config.peer_address(), wake)?;
         tracing::info!(node = %self.node, cluster = %superblock.cluster, disk = %superblock.disk, %listen, "serving");
         let damaged = shard.report().log_damage.groups;
         if damaged > 0 {
@@ -302,8 +302,8 @@ impl Live {
         self.transport.on_deadline(clock::since_boot(now));
         while let Some(event) = self.transport.poll() {
             match event {
-                TransportEvent::Connected { connection, identity, .. } => {
-                    if let Remote::Node(node) = self.on_connected(connection, identity) {
+                TransportEvent::Connected { connection, identity, holder, .. } => {
+                    if let Remote::Node(node) = self.on_connected(connection, identity, holder) {
                         events.push(Event::PeerConnected(node));
                     }
                 }
@@ -319,12 +319,12 @@ impl Live {
 
     fn on_frame(&mut self, connection: ConnectionId, frame: Frame, events: &mut Vec<Event>) {
         let Frame { kind, meta, payload } = frame;
-        let event = match self.remotes.get(&connection).copied() {
+        let event = match self.remotes.get(&connection).cloned() {
             Some(Remote::Node(from)) => {
                 PeerMessage::decode(kind, meta, payload).map(|message| Event::Peer { from, message })
             }
-            Some(Remote::Client(client)) => {
-                Request::decode(kind, meta, payload).map(|request| Event::Client { client, request })
+            Some(Remote::Client(client, role)) => {
+                Request::decode(kind, meta, payload).map(|request| Event::Client { client, role, request })
             }
             None => return,
         };
@@ -345,7 +345,7 @@ impl Live {
             Some(Remote::Node(node)) if self.peers.connection(node).is_none_or(|current| current == connection) => {
                 events.push(Event::PeerClosed(node));
             }
-            Some(Remote::Client(client)) => {
+            Some(Remote::Client(client, _)) => {
                 self.clients.remove(&client);
                 events.push(Event::ClientClosed(client));
             }
@@ -353,7 +353,7 @@ impl Live {
         }
     }
 
-    fn on_connected(&mut self, connection: ConnectionId, identity: PeerIdentity) -> Remote {
+    fn on_connected(&mut self, connection: ConnectionId, identity: PeerIdentity, holder: Option<Arc<str>>) -> Remote {
         let node = NodeId::from_bytes(identity.id.to_be_bytes()).filter(|_| identity.role == PeerRole::Node);
         let remote = match node {
             Some(node) => {
@@ -367,10 +367,11 @@ impl Live {
                 self.next_client += 1;
                 let client = ClientId(self.next_client);
                 self.clients.insert(client, connection);
-                Remote::Client(client)
+                // Only a `node-agent` has a holder, and none is without.
+                Remote::Client(client, holder.map_or(ClientRole::Agent, ClientRole::NodeAgent))
             }
         };
-        self.remotes.insert(connection, remote);
+        self.remotes.insert(connection, remote.clone());
         remote
     }
 

@@ -7,7 +7,7 @@ use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{FoundError, Founder};
 use holdfast_metadata::command::Command;
 use holdfast_metadata::planner::PlanError;
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Labels, Name, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_protocol::session::{Epoch, Instance};
 use holdfast_replica::rebuild::RebuildProgress;
@@ -50,6 +50,9 @@ pub struct NewVolume {
     pub replicas: Vec<ReplicaId>,
     pub name: Name,
     pub spec: VolumeSpec,
+    /// Names of nodes that get a copy where that is possible.
+    pub preferred: Vec<String>,
+    pub labels: Labels,
 }
 
 #[derive(Clone, Debug)]

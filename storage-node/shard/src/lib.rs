@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod access;
 mod admin;
 mod attaching;
 mod core;
@@ -19,6 +20,7 @@ mod scrub;
 mod shard;
 mod volume_group;
 
+pub use access::ClientRole;
 pub use admin::{
     AdminError, AdminReply, AdminRequest, AttachVolume, LastRepair, LogDamageReport, NewVolume, RepairReport,
     ReplicaReport, ScrubReport, ShardReport, VolumeReport,

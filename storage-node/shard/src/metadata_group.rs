@@ -201,10 +201,11 @@ impl MetadataGroup {
             core.effects.admin.push((token, AdminReply::Exists { volume, same }));
             return;
         }
-        match planner::plan_volume(catalogue, &new.spec, &new.replicas) {
+        match planner::plan_volume(catalogue, &new.spec, &new.preferred, &new.replicas) {
             Ok(members) => {
                 let planned_at = catalogue.revision();
-                let command = CreateVolume { volume: new.volume, name: new.name, spec: new.spec, members, planned_at };
+                let NewVolume { volume, name, spec, labels, .. } = new;
+                let command = CreateVolume { volume, name, spec, labels, members, planned_at };
                 self.propose(core, &Command::CreateVolume(command), Proposal::Admin(token));
             }
             Err(error) => core.effects.admin.push((token, AdminReply::NotPlaced(error))),

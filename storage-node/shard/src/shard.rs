@@ -20,6 +20,7 @@ use holdfast_store::store::Store;
 use holdfast_store::superblock::Superblock;
 use holdfast_volume::Volume;
 
+use crate::access::ClientRole;
 use crate::admin::{AdminError, AdminReply, AdminRequest};
 use crate::core::{ClientId, Core, Effects, PendingRead, ReadPurpose};
 use crate::intents::Orders;
@@ -46,6 +47,7 @@ pub enum Event {
     },
     Client {
         client: ClientId,
+        role: ClientRole,
         request: Request,
     },
     ClientClosed(ClientId),
@@ -299,7 +301,7 @@ impl Shard {
         match event {
             Event::Device { id, result } => self.core.on_completion(id, result),
             Event::Peer { from, message } => self.on_peer(from, message),
-            Event::Client { client, request } => self.on_client(client, request),
+            Event::Client { client, role, request } => self.on_client(client, &role, request),
             Event::ClientClosed(client) => {
                 for volume in self.volumes.values_mut() {
                     volume.on_client_closed(client);
@@ -373,12 +375,12 @@ impl Shard {
         }
     }
 
-    fn on_client(&mut self, client: ClientId, request: Request) {
+    fn on_client(&mut self, client: ClientId, role: &ClientRole, request: Request) {
         let volume = request_volume(&request);
         match self.volumes.get_mut(&GroupId::first(volume)) {
             Some(group) => {
                 self.core.touched.insert(GroupId::first(volume));
-                group.on_client(&mut self.core, client, request);
+                group.on_client(&mut self.core, client, role, request);
             }
             None => {
                 let instance = match request {

@@ -16,6 +16,7 @@ use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::ReadError;
 use holdfast_volume::{Admission, AdmitError, Command, Name, Outcome, ReadRange, Step};
 
+use crate::access::{self, ClientRole, Denial};
 use crate::admin::{AdminError, AdminReply, AttachVolume};
 use crate::attaching::{Attaching, Decision, Order};
 use crate::core::{ClientId, Core, NotLeader, ReadPurpose, ReplicaNodes};
@@ -120,7 +121,7 @@ impl VolumeGroup {
         self.reads.retain(|_, read| read.asker.client != client);
     }
 
-    pub(crate) fn on_client(&mut self, core: &mut Core, client: ClientId, request: Request) {
+    pub(crate) fn on_client(&mut self, core: &mut Core, client: ClientId, role: &ClientRole, request: Request) {
         if self.clients.insert(client) {
             self.tell_replicas(core, client);
         }
@@ -129,10 +130,27 @@ impl VolumeGroup {
             core.effects.clients.push((client, reply));
             return;
         }
+        if let Err(denial) = access::judge(role, &self.replica.machine().volume, &request) {
+            return self.deny(core, client, &request, &denial);
+        }
         match request {
             Request::Io { stamp, seen, operation, .. } => self.on_io(core, client, stamp, seen, operation),
             request => self.on_attachment(core, client, request),
         }
+    }
+
+    fn deny(&self, core: &mut Core, client: ClientId, request: &Request, denial: &Denial) {
+        let instance = match request {
+            // Its answer has no room for a reason, and whoever asks for another's attachment has none of its own here.
+            Request::Io { stamp, .. } => {
+                let asker = Asker { client, session: stamp.session, sequence: stamp.sequence };
+                return self.answer(core, &asker, Err(Error::Fenced));
+            }
+            Request::Attach { instance, .. } | Request::OpenSession { instance, .. } => Some(*instance),
+            Request::Detach { .. } | Request::SetFormatted { .. } => None,
+        };
+        let reason = session::Refusal::NotAllowed { reason: denial.to_string() };
+        core.effects.clients.push((client, Reply::Refused { volume: self.volume(), instance, reason }));
     }
 
     /// Members may have moved since the client learned where they are.
@@ -543,8 +561,14 @@ impl VolumeGroup {
                 Reply::Refused { volume, instance, reason: session::Refusal::NotAllowed { reason } }
             }
             _ => {
-                let reason = session::Refusal::Stale { epoch: state.epoch() };
-                Reply::Refused { volume, instance, reason }
+                // The one that was asked for: whoever hears it knows that it is the one meant.
+                let epoch = match request {
+                    Request::OpenSession { epoch, .. }
+                    | Request::Detach { epoch, .. }
+                    | Request::SetFormatted { epoch, .. } => *epoch,
+                    Request::Attach { .. } | Request::Io { .. } => state.epoch(),
+                };
+                Reply::Refused { volume, instance, reason: session::Refusal::Stale { epoch } }
             }
         }
     }

@@ -9,7 +9,7 @@ use holdfast_consensus::Timestamp;
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{DiskState, Founder, NodeState, VolumeState};
 use holdfast_metadata::command::{Command, RegisterDisk, RegisterNode, SetNodeState};
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Labels, Name, Spread, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_shard::{AdminReply, AdminRequest, Effects, Event, NewVolume, Shard, ShardOptions};
@@ -252,7 +252,9 @@ impl World {
             volume,
             replicas: (0..3).map(|n| id(5, number * 8 + n, ReplicaId::from_bytes)).collect(),
             name: name(&format!("v{number}")),
-            spec: VolumeSpec { size_bytes: 1 << 20, logical_block_bytes: 512, replicas: 3 },
+            spec: VolumeSpec { size_bytes: 1 << 20, logical_block_bytes: 512, replicas: 3, spread: Spread::Node },
+            preferred: Vec::new(),
+            labels: Labels::new(),
         };
         let reply = self.ask_leader(&AdminRequest::CreateVolume(new));
         assert!(matches!(reply, AdminReply::Changed(Outcome::Applied)), "{reply:?}");

@@ -14,7 +14,7 @@ use holdfast_id::{DiskId, GroupId, NodeId};
 use holdfast_planted::Bug;
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::Request;
-use holdfast_shard::{AdminRequest, ClientId, Effects, Event, Shard, ShardOptions};
+use holdfast_shard::{AdminRequest, ClientId, ClientRole, Effects, Event, Shard, ShardOptions};
 use holdfast_store::device::{BLOCK_BYTES, Device};
 use holdfast_store::ops::{AlignedBuffer, DeviceError, DeviceOp, OpId, WriteBytes};
 use holdfast_store::store::Store;
@@ -359,7 +359,7 @@ impl Machine {
                 let Some(client) = self.client_ids.get(&from).copied() else { return Ok(()) };
                 let request =
                     Request::decode(message.kind, message.meta, message.payload).map_err(|e| e.to_string())?;
-                Event::Client { client, request }
+                Event::Client { client, role: ClientRole::Agent, request }
             }
         };
         self.push(now, event);

@@ -8,7 +8,7 @@ use holdfast_consensus::{Member, Role, Timestamp};
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{Founder, VolumeState};
 use holdfast_metadata::command::{Command, RegisterNode};
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Labels, Name, Spread, VolumeSpec};
 use holdfast_metadata::{Catalogue, Outcome};
 use holdfast_shard::{AdminError, AdminReply, AdminRequest, NewVolume, ScrubOptions, Shard, ShardOptions, ShardReport};
 use holdfast_store::device::Device;
@@ -262,7 +262,9 @@ impl Scenario {
                 volume,
                 replicas: (0..replicas).map(|_| identifier(&mut prng, ReplicaId::from_bytes)).collect(),
                 name: name(format!("volume-{number}")),
-                spec: VolumeSpec { size_bytes, logical_block_bytes, replicas },
+                spec: VolumeSpec { size_bytes, logical_block_bytes, replicas, spread: Spread::Node },
+                preferred: Vec::new(),
+                labels: Labels::new(),
             };
             match self.ask_leader(|| AdminRequest::CreateVolume(new.clone()))? {
                 AdminReply::Changed(Outcome::Applied) | AdminReply::Exists { same: true, .. } => {}

@@ -2,13 +2,14 @@
 //!
 //! Meta of a hello, little-endian, identifiers as their 16 bytes:
 //! ```text
-//!  0             2             4      5          8            24          40      48
-//!  +-------------+-------------+------+----------+------------+-----------+-------+
-//!  | version min | version max | role | reserved | cluster    | id        | boot  |
-//!  +-------------+-------------+------+----------+------------+-----------+-------+
+//!  0             2             4      5          8            24          40      48       49
+//!  +-------------+-------------+------+----------+------------+-----------+-------+--------+--------+
+//!  | version min | version max | role | reserved | cluster    | id        | boot  | length | holder |
+//!  +-------------+-------------+------+----------+------------+-----------+-------+--------+--------+
 //! ```
 //! A longer one is accepted and its rest ignored, so that later versions can add fields. Cluster is zero where the
-//! sender does not know it.
+//! sender does not know it. The holder is UTF-8, 1 to 253 bytes of a `node-agent` and none of any other role; it must
+//! be what the certificate says, as the role and the identifier must.
 
 use std::fmt;
 
@@ -17,10 +18,10 @@ use holdfast_id::ClusterId;
 
 use crate::close::{CertificateRefusal, CloseReason};
 use crate::frame::{Frame, FrameError, KIND_CLOSE, KIND_HELLO, OWN_META_BYTES_MAX};
-use crate::identity::{PeerIdentity, PeerRole};
+use crate::identity::{Bearer, HOLDER_BYTES_MAX, PeerIdentity, PeerRole};
 
-const HELLO_BYTES: usize = 48;
-const _: () = assert!(HELLO_BYTES <= OWN_META_BYTES_MAX);
+const HELLO_BYTES: usize = 49;
+const _: () = assert!(HELLO_BYTES + HOLDER_BYTES_MAX <= OWN_META_BYTES_MAX && HOLDER_BYTES_MAX <= u8::MAX as usize);
 
 /// The protocol versions of the layers above that this end speaks, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,25 +44,28 @@ impl fmt::Display for Versions {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub versions: Versions,
-    pub identity: PeerIdentity,
+    pub bearer: Bearer,
     pub cluster: Option<ClusterId>,
     pub boot: u64,
 }
 
 impl Hello {
     pub fn encode(&self) -> Frame {
-        let mut meta = BytesMut::with_capacity(HELLO_BYTES);
+        let holder = self.bearer.holder.as_deref().unwrap_or_default();
+        let mut meta = BytesMut::with_capacity(HELLO_BYTES + holder.len());
         meta.put_u16_le(self.versions.min);
         meta.put_u16_le(self.versions.max);
-        meta.put_u8(self.identity.role.code());
+        meta.put_u8(self.bearer.peer.role.code());
         meta.put_bytes(0, 3);
         meta.put_slice(&self.cluster.map_or([0; 16], ClusterId::to_bytes));
-        meta.put_slice(&self.identity.id.to_be_bytes());
+        meta.put_slice(&self.bearer.peer.id.to_be_bytes());
         meta.put_u64_le(self.boot);
+        meta.put_u8(u8::try_from(holder.len()).expect("a certificate's holder has at most 253 bytes"));
         assert_eq!(meta.len(), HELLO_BYTES);
+        meta.put_slice(holder.as_bytes());
         Frame { kind: KIND_HELLO, meta: meta.freeze(), payload: Bytes::new() }
     }
 
@@ -75,10 +79,15 @@ impl Hello {
         let cluster = ClusterId::from_bytes(field(meta, 8)?);
         let id = u128::from_be_bytes(field(meta, 24)?);
         let boot = u64::from_le_bytes(field(meta, 40)?);
-        if versions.min > versions.max || id == 0 {
+        let [length] = field(meta, 48)?;
+        let holder = meta.get(HELLO_BYTES..HELLO_BYTES + usize::from(length)).ok_or(FrameError::Malformed)?;
+        let holder = std::str::from_utf8(holder).map_err(|_| FrameError::Malformed)?;
+        let named = (1..=HOLDER_BYTES_MAX).contains(&holder.len());
+        if versions.min > versions.max || id == 0 || named != (role == PeerRole::NodeAgent) {
             return Err(FrameError::Malformed);
         }
-        Ok(Hello { versions, identity: PeerIdentity { role, id }, cluster, boot })
+        let bearer = Bearer { peer: PeerIdentity { role, id }, holder: named.then(|| holder.into()) };
+        Ok(Hello { versions, bearer, cluster, boot })
     }
 }
 
@@ -97,13 +106,13 @@ impl Demands {
         &self,
         ours: &Hello,
         theirs: &Hello,
-        certified: Option<Result<PeerIdentity, CertificateRefusal>>,
+        certified: Option<Result<Bearer, CertificateRefusal>>,
     ) -> Result<u16, CloseReason> {
-        let found = theirs.identity;
+        let found = theirs.bearer.peer;
         if let Some(certified) = certified {
             let certified = certified?;
-            if found != certified {
-                return Err(CloseReason::FalseIdentity { claimed: found, certified });
+            if theirs.bearer != certified {
+                return Err(CloseReason::FalseIdentity { claimed: found, certified: certified.peer });
             }
         }
         if let Some(expected) = self.expected.filter(|expected| *expected != found) {
@@ -141,7 +150,10 @@ mod tests {
     fn hello(role: PeerRole, id: u128) -> Hello {
         Hello {
             versions: Versions { min: 1, max: 3 },
-            identity: PeerIdentity { role, id },
+            bearer: Bearer {
+                peer: PeerIdentity { role, id },
+                holder: (role == PeerRole::NodeAgent).then(|| "machine-1".into()),
+            },
             cluster: ClusterId::from_bytes([0xcc; 16]),
             boot: 0x0405,
         }
@@ -151,11 +163,19 @@ mod tests {
     fn a_hello_has_these_bytes() {
         let frame = hello(PeerRole::Agent, 0x0a0b).encode();
         let hex: String = frame.meta.iter().map(|byte| format!("{byte:02x}")).collect();
-        let expected = format!("0100030001000000{}{:032x}0504000000000000", "cc".repeat(16), 0x0a0b);
+        let expected = format!("0100030001000000{}{:032x}050400000000000000", "cc".repeat(16), 0x0a0b);
         assert_eq!((frame.kind, hex), (KIND_HELLO, expected));
         assert_eq!(Hello::decode(&frame.meta), Ok(hello(PeerRole::Agent, 0x0a0b)));
         let longer = [&frame.meta[..], b"later"].concat();
         assert_eq!(Hello::decode(&longer), Ok(hello(PeerRole::Agent, 0x0a0b)));
+        let holder = hello(PeerRole::NodeAgent, 0x0a0b);
+        let named = holder.encode().meta;
+        assert_eq!((&named[4..5], &named[48..]), (&[3][..], b"\x09machine-1".as_slice()));
+        assert_eq!(Hello::decode(&named), Ok(holder));
+        let nameless = [&named[..48], &[0]].concat();
+        assert_eq!(Hello::decode(&nameless), Err(FrameError::Malformed));
+        let node = [&named[..4], &[0], &named[5..]].concat();
+        assert_eq!(Hello::decode(&node), Err(FrameError::Malformed), "a node is no holder");
         for length in 0..HELLO_BYTES {
             assert_eq!(Hello::decode(&frame.meta[..length]), Err(FrameError::Malformed), "{length}");
         }
@@ -177,10 +197,10 @@ mod tests {
         let theirs = hello(PeerRole::Node, 2);
         let anyone = Demands { expected: None, agents_and_admins_only: false };
         assert_eq!(anyone.judge(&ours, &theirs, None), Ok(3));
-        assert_eq!(anyone.judge(&ours, &theirs, Some(Ok(theirs.identity))), Ok(3));
+        assert_eq!(anyone.judge(&ours, &theirs, Some(Ok(theirs.bearer.clone()))), Ok(3));
         assert_eq!(
-            anyone.judge(&ours, &theirs, Some(Ok(ours.identity))),
-            Err(CloseReason::FalseIdentity { claimed: theirs.identity, certified: ours.identity })
+            anyone.judge(&ours, &theirs, Some(Ok(ours.bearer.clone()))),
+            Err(CloseReason::FalseIdentity { claimed: theirs.bearer.peer, certified: ours.bearer.peer })
         );
         assert_eq!(
             anyone.judge(&ours, &theirs, Some(Err(CertificateRefusal::Missing))),
@@ -190,14 +210,19 @@ mod tests {
         let demands = Demands { expected: Some(expected), agents_and_admins_only: false };
         assert_eq!(
             demands.judge(&ours, &theirs, None),
-            Err(CloseReason::WrongIdentity { expected, found: theirs.identity })
+            Err(CloseReason::WrongIdentity { expected, found: theirs.bearer.peer })
         );
         let local = Demands { expected: None, agents_and_admins_only: true };
         assert_eq!(local.judge(&ours, &theirs, None), Err(CloseReason::RoleNotAllowed { role: PeerRole::Node }));
         assert_eq!(local.judge(&ours, &hello(PeerRole::Admin, 2), None), Ok(3));
-        let foreign = Hello { cluster: ClusterId::from_bytes([1; 16]), ..theirs };
+        let agent = hello(PeerRole::NodeAgent, 2);
+        let other = Bearer { holder: Some("machine-2".into()), ..agent.bearer.clone() };
+        assert_eq!(anyone.judge(&ours, &agent, Some(Ok(agent.bearer.clone()))), Ok(3));
+        let judged = anyone.judge(&ours, &agent, Some(Ok(other)));
+        assert!(matches!(judged, Err(CloseReason::FalseIdentity { .. })), "another machine's certificate: {judged:?}");
+        let foreign = Hello { cluster: ClusterId::from_bytes([1; 16]), ..theirs.clone() };
         assert!(matches!(anyone.judge(&ours, &foreign, None), Err(CloseReason::WrongCluster { .. })));
-        let unaware = Hello { cluster: None, ..theirs };
+        let unaware = Hello { cluster: None, ..theirs.clone() };
         assert_eq!(anyone.judge(&ours, &unaware, None), Ok(3));
         let newer = Hello { versions: Versions { min: 4, max: 4 }, ..theirs };
         assert!(matches!(anyone.judge(&ours, &newer, None), Err(CloseReason::NoCommonVersion { .. })));

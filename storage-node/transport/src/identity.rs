@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use holdfast_id::NodeId;
 
@@ -14,16 +15,20 @@ pub enum PeerRole {
     Agent,
     /// A person's tool or the operator; only connects.
     Admin,
+    /// The agent of one machine of a Kubernetes cluster, which attaches nothing by itself; only connects. Its holder's
+    /// name is part of its identity.
+    NodeAgent,
 }
 
 impl PeerRole {
-    const ALL: [PeerRole; 3] = [PeerRole::Node, PeerRole::Agent, PeerRole::Admin];
+    const ALL: [PeerRole; 4] = [PeerRole::Node, PeerRole::Agent, PeerRole::Admin, PeerRole::NodeAgent];
 
     pub(crate) fn code(self) -> u8 {
         match self {
             PeerRole::Node => 0,
             PeerRole::Agent => 1,
             PeerRole::Admin => 2,
+            PeerRole::NodeAgent => 3,
         }
     }
 
@@ -36,6 +41,7 @@ impl PeerRole {
             PeerRole::Node => "node",
             PeerRole::Agent => "agent",
             PeerRole::Admin => "admin",
+            PeerRole::NodeAgent => "node-agent",
         }
     }
 }
@@ -51,6 +57,17 @@ impl fmt::Display for PeerRole {
 pub struct PeerIdentity {
     pub role: PeerRole,
     pub id: u128,
+}
+
+/// Longest name of a holder in a certificate: that of a Kubernetes node.
+pub const HOLDER_BYTES_MAX: usize = 253;
+
+/// All that a certificate says of its bearer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bearer {
+    pub peer: PeerIdentity,
+    /// Of a `node-agent`, and of no other: the only holder of volumes that it may be.
+    pub holder: Option<Arc<str>>,
 }
 
 pub(crate) const URI_SCHEME: &str = "holdfast://";
@@ -80,7 +97,7 @@ impl fmt::Debug for PeerIdentity {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} names no peer: holdfast://<node|agent|admin>/<32 hexadecimal digits> is expected")]
+#[error("{text:?} names no peer: holdfast://<node|agent|admin|node-agent>/<32 hexadecimal digits> is expected")]
 pub struct ParseIdentityError {
     pub text: String,
 }

@@ -10,7 +10,7 @@ use holdfast_id::ClusterId;
 use crate::close::{CODE_GOODBYE, CloseReason};
 use crate::frame::{Class, Frame, FrameError, KIND_CLOSE, KIND_HELLO, KIND_MIN, Limits};
 use crate::hello::{Demands, Hello, close_code, close_frame};
-use crate::identity::PeerIdentity;
+use crate::identity::Bearer;
 use crate::inbox::Inbox;
 use crate::outbox::{Full, Outbox, QueueBytes};
 use crate::outgoing::{OUTGOING_BYTES, Outgoing};
@@ -26,9 +26,9 @@ pub(crate) enum LinkEvent {
 }
 
 /// What the greeting settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
-    pub identity: PeerIdentity,
+    pub bearer: Bearer,
     pub version: u16,
     pub boot: u64,
     pub cluster: Option<ClusterId>,
@@ -148,7 +148,7 @@ impl Link {
         };
         let found = tls.peer();
         self.stage = Stage::Greeting;
-        let found = found?;
+        let found = found?.peer;
         if let Some(expected) = self.demands.expected.filter(|expected| *expected != found) {
             return Err(CloseReason::WrongIdentity { expected, found });
         }
@@ -170,8 +170,8 @@ impl Link {
                 let version = self.demands.judge(&self.hello, &theirs, certified)?;
                 self.stage = Stage::Open;
                 self.inbox.set_limits(Limits::OPEN);
-                let Hello { identity, boot, cluster, .. } = theirs;
-                on_event(LinkEvent::Connected(Peer { identity, version, boot, cluster }));
+                let Hello { bearer, boot, cluster, .. } = theirs;
+                on_event(LinkEvent::Connected(Peer { bearer, version, boot, cluster }));
                 Ok(())
             }
             (Stage::Open, KIND_MIN..) => {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, SanType,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
@@ -21,11 +21,17 @@ use rustls::server::WebPkiClientVerifier;
 use x509_parser::prelude::{FromDer as _, GeneralName, X509Certificate};
 
 use crate::close::CertificateRefusal;
-use crate::identity::{ParseIdentityError, PeerIdentity, PeerRole, URI_SCHEME};
+use crate::identity::{Bearer, HOLDER_BYTES_MAX, ParseIdentityError, PeerIdentity, PeerRole, URI_SCHEME};
 use crate::tls::{certificate_refusal, provider};
 
 /// Longest file read: a bundle of a hundred authorities has less.
 const PEM_BYTES_MAX: u64 = 1 << 20;
+
+/// Longest signing request read; one with a key of ours has some 400 bytes.
+const REQUEST_BYTES_MAX: u64 = 16 << 10;
+
+/// An uncompressed point of P-256.
+const POINT_BYTES: usize = 65;
 
 /// What is wrong with a certificate, key or root, and what helps.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +52,8 @@ pub enum PkiError {
     SeveralIdentities,
     #[error(transparent)]
     Identity(#[from] ParseIdentityError),
+    #[error("the certificate of a node-agent names no machine: its common name must have 1 to 253 bytes")]
+    NoHolder,
     #[error("the certificate is that of {found}, but this process is {expected}: configure the right files")]
     WrongRole { expected: PeerRole, found: PeerRole },
     #[error("our own certificate: {0}")]
@@ -54,6 +62,8 @@ pub enum PkiError {
     KeyMismatch,
     #[error("cannot issue: {detail}")]
     Issue { detail: String },
+    #[error("the signing request is refused: {detail}")]
+    Request { detail: String },
 }
 
 /// When a certificate counts, by the wall clock.
@@ -93,7 +103,7 @@ impl Roots {
 pub struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    peer: PeerIdentity,
+    bearer: Bearer,
     validity: Validity,
     certificate_pem: String,
     key_pem: String,
@@ -104,7 +114,7 @@ impl Clone for Identity {
         Identity {
             chain: self.chain.clone(),
             key: self.key.clone_key(),
-            peer: self.peer,
+            bearer: self.bearer.clone(),
             validity: self.validity,
             certificate_pem: self.certificate_pem.clone(),
             key_pem: self.key_pem.clone(),
@@ -127,9 +137,9 @@ impl Identity {
         if parsed.public_key().raw != &public[..] {
             return Err(PkiError::KeyMismatch);
         }
-        let (peer, validity) = (identity_in(&parsed)?, validity_of(&parsed));
+        let (bearer, validity) = (bearer_in(&parsed)?, validity_of(&parsed));
         Ok(Identity {
-            peer,
+            bearer,
             validity,
             key,
             certificate_pem: certificate_pem.to_owned(),
@@ -149,7 +159,19 @@ impl Identity {
     }
 
     pub fn peer(&self) -> PeerIdentity {
-        self.peer
+        self.bearer.peer
+    }
+
+    pub fn bearer(&self) -> &Bearer {
+        &self.bearer
+    }
+
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     pub fn validity(&self) -> Validity {
@@ -158,8 +180,8 @@ impl Identity {
 
     /// What the peers would find wrong, told before they do: to be called at start and before `set_identity`.
     pub fn check(&self, role: PeerRole, roots: &Roots, now: SystemTime) -> Result<(), PkiError> {
-        if self.peer.role != role {
-            return Err(PkiError::WrongRole { expected: role, found: self.peer.role });
+        if self.peer().role != role {
+            return Err(PkiError::WrongRole { expected: role, found: self.peer().role });
         }
         let other = |detail: String| PkiError::Refused(CertificateRefusal::Other { detail });
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.store(), provider())
@@ -207,7 +229,7 @@ impl Authority {
         let chain = certificates(certificate_pem)?;
         let own = chain.first().ok_or(PkiError::NoRoots)?;
         let parsed = parse(own)?;
-        if parsed.public_key().subject_public_key.data != rcgen::PublicKeyData::der_bytes(&key) {
+        if parsed.public_key().subject_public_key.data != key.der_bytes() {
             return Err(PkiError::KeyMismatch);
         }
         let issuer =
@@ -232,19 +254,82 @@ impl Authority {
 
     /// Makes a new private key and its certificate.
     pub fn issue(&self, peer: PeerIdentity, validity: Validity) -> Result<Identity, PkiError> {
+        self.sign(subject(peer, &peer.to_string(), validity)?)
+    }
+
+    /// As [`Authority::issue`], for the agent of the machine that is `holder`.
+    pub fn issue_node_agent(&self, id: u128, holder: &str, validity: Validity) -> Result<Identity, PkiError> {
+        self.sign(subject(PeerIdentity { role: PeerRole::NodeAgent, id }, holder, validity)?)
+    }
+
+    /// As [`Authority::issue`], for a process that is no storage node and accepts connections all the same.
+    pub fn issue_server(&self, peer: PeerIdentity, validity: Validity) -> Result<Identity, PkiError> {
+        let mut params = subject(peer, &peer.to_string(), validity)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        self.sign(params)
+    }
+
+    fn sign(&self, params: CertificateParams) -> Result<Identity, PkiError> {
         let key = new_key()?;
-        let mut params = params(&peer.to_string(), validity);
-        let uri = peer.uri().try_into().map_err(issue_error)?;
-        params.subject_alt_names = vec![SanType::URI(uri)];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        if peer.role == PeerRole::Node {
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
-        }
-        params.use_authority_key_identifier_extension = true;
         let certificate = params.signed_by(&key, &self.issuer).map_err(issue_error)?;
         Identity::from_pem(&certificate.pem(), &key.serialize_pem())
     }
+}
+
+/// A certificate for the key of a signing request, PEM. Only the key counts of what the request says; it must be signed
+/// with that key. `name` becomes the common name, which of a `node-agent` is the holder that it may be.
+///
+/// # Errors
+/// The request is malformed, of another kind of key than ours, or not signed with its own key.
+pub fn sign_request(
+    ca: &Authority,
+    csr_pem: &str,
+    role: PeerRole,
+    id: u128,
+    name: &str,
+    validity: Validity,
+) -> Result<String, PkiError> {
+    let refused = |error: rcgen::Error| PkiError::Request { detail: error.to_string() };
+    if csr_pem.len() as u64 > REQUEST_BYTES_MAX {
+        return Err(PkiError::Request { detail: "it is longer than 16 KiB".into() });
+    }
+    let request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(refused)?;
+    let key = &request.public_key;
+    if key.algorithm() != &PKCS_ECDSA_P256_SHA256 || key.der_bytes().len() != POINT_BYTES {
+        return Err(PkiError::Request { detail: "its key is none of ECDSA P-256".into() });
+    }
+    let params = subject(PeerIdentity { role, id }, name, validity)?;
+    let certificate = params.signed_by(key, &ca.issuer).map_err(issue_error)?;
+    Ok(certificate.pem())
+}
+
+/// A new private key, PEM.
+pub fn generate_key() -> Result<String, PkiError> {
+    Ok(new_key()?.serialize_pem())
+}
+
+/// The request, PEM, to sign a certificate for this key. Who the bearer is to be, the signer decides.
+pub fn request(key_pem: &str) -> Result<String, PkiError> {
+    let key = KeyPair::from_pem(key_pem)
+        .map_err(|error| PkiError::Pem { what: "the private key", detail: error.to_string() })?;
+    let request = CertificateParams::default().serialize_request(&key).map_err(issue_error)?;
+    request.pem().map_err(issue_error)
+}
+
+fn subject(peer: PeerIdentity, name: &str, validity: Validity) -> Result<CertificateParams, PkiError> {
+    if peer.role == PeerRole::NodeAgent && !(1..=HOLDER_BYTES_MAX).contains(&name.len()) {
+        return Err(PkiError::NoHolder);
+    }
+    let mut params = params(name, validity);
+    let uri = peer.uri().try_into().map_err(issue_error)?;
+    params.subject_alt_names = vec![SanType::URI(uri)];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    if peer.role == PeerRole::Node {
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+    }
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
 }
 
 fn issue_error(error: rcgen::Error) -> PkiError {
@@ -280,13 +365,34 @@ fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>,
     Ok(parsed)
 }
 
-/// Who the bearer of a certificate is; whether to believe it is the verifier's to say.
 /// Who a certificate says its bearer is; whether to believe it is for TLS to check.
 ///
 /// # Errors
 /// It cannot be read, or names no Holdfast identity.
 pub fn identity_of(certificate: &CertificateDer<'_>) -> Result<PeerIdentity, PkiError> {
     identity_in(&parse(certificate)?)
+}
+
+/// As [`identity_of`], with the holder that a `node-agent` may be.
+///
+/// # Errors
+/// As [`identity_of`], or a `node-agent` without a name.
+pub fn bearer_of(certificate: &CertificateDer<'_>) -> Result<Bearer, PkiError> {
+    bearer_in(&parse(certificate)?)
+}
+
+fn bearer_in(certificate: &X509Certificate<'_>) -> Result<Bearer, PkiError> {
+    let peer = identity_in(certificate)?;
+    if peer.role != PeerRole::NodeAgent {
+        return Ok(Bearer { peer, holder: None });
+    }
+    let mut names = certificate.subject().iter_common_name();
+    match (names.next().and_then(|name| name.as_str().ok()), names.next()) {
+        (Some(name), None) if (1..=HOLDER_BYTES_MAX).contains(&name.len()) => {
+            Ok(Bearer { peer, holder: Some(name.into()) })
+        }
+        _ => Err(PkiError::NoHolder),
+    }
 }
 
 fn identity_in(certificate: &X509Certificate<'_>) -> Result<PeerIdentity, PkiError> {
@@ -312,7 +418,8 @@ fn validity_of(certificate: &X509Certificate<'_>) -> Validity {
     Validity { not_before: at(validity.not_before.timestamp()), not_after: at(validity.not_after.timestamp()) }
 }
 
-fn read(path: &Path) -> Result<String, PkiError> {
+/// A text of at most 1 MiB, as PEM files are.
+pub fn read(path: &Path) -> Result<String, PkiError> {
     let failed = |source| PkiError::File { path: path.to_owned(), source };
     if fs::metadata(path).map_err(failed)?.len() > PEM_BYTES_MAX {
         return Err(PkiError::TooLong { path: path.to_owned() });
@@ -320,7 +427,8 @@ fn read(path: &Path) -> Result<String, PkiError> {
     fs::read_to_string(path).map_err(failed)
 }
 
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+/// Replaces the file at once, with these rights, so that nobody ever reads half of it.
+pub fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
     let failed = |source| PkiError::File { path: path.to_owned(), source };
     let mut new = path.as_os_str().to_owned();
     new.push(".new");

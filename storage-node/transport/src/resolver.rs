@@ -1,21 +1,23 @@
-//! [`Resolver`]: names to addresses, off the data thread, which must never wait for a name server.
+//! [`Resolver`]: names to addresses, off the owner's thread, which must never wait for a name server.
 //!
 //! Each lookup has a thread of its own: one that hangs holds no other up. At most one per node is under way.
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use holdfast_id::NodeId;
 
 /// From `host:port` to where it is now, best first.
-pub(crate) type Lookup = fn(&str) -> io::Result<Vec<SocketAddr>>;
+pub type Lookup = fn(&str) -> io::Result<Vec<SocketAddr>>;
 
-pub(crate) type Found = (NodeId, io::Result<Vec<SocketAddr>>);
+/// A node, and where it is.
+pub type Found = (NodeId, io::Result<Vec<SocketAddr>>);
 
-pub(crate) struct Resolver {
+/// Driven by its owner, which keeps it for as long as it looks for anybody.
+pub struct Resolver {
     lookup: Lookup,
     /// Called by the threads once there is something to take.
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -25,17 +27,23 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    pub(crate) fn new(lookup: Lookup, wake: Arc<dyn Fn() + Send + Sync>) -> Resolver {
+    /// `wake` ends the owner's wait once there is something to [`Resolver::take`].
+    pub fn new(lookup: Lookup, wake: Arc<dyn Fn() + Send + Sync>) -> Resolver {
         let (sender, receiver) = channel();
         Resolver { lookup, wake, sender, receiver, under_way: BTreeSet::new() }
     }
 
-    pub(crate) fn is_under_way(&self, node: NodeId) -> bool {
+    pub fn is_under_way(&self, node: NodeId) -> bool {
         self.under_way.contains(&node)
     }
 
+    /// By the system's own resolver.
+    pub fn of_the_system(wake: Arc<dyn Fn() + Send + Sync>) -> Resolver {
+        Resolver::new(|address| address.to_socket_addrs().map(Iterator::collect), wake)
+    }
+
     /// The answer comes from [`Resolver::take`], also where no thread can be had.
-    pub(crate) fn ask(&mut self, node: NodeId, address: &str) {
+    pub fn ask(&mut self, node: NodeId, address: &str) {
         if !self.under_way.insert(node) {
             return;
         }
@@ -52,7 +60,8 @@ impl Resolver {
         }
     }
 
-    pub(crate) fn take(&mut self) -> Vec<Found> {
+    /// What was found since the last call.
+    pub fn take(&mut self) -> Vec<Found> {
         let found: Vec<Found> = self.receiver.try_iter().collect();
         for (node, _) in &found {
             self.under_way.remove(node);

@@ -7,23 +7,27 @@
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{Resumption, UnbufferedClientConnection, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{
+    Resumption, UnbufferedClientConnection, WantsClientCert, verify_server_cert_signed_by_trust_anchor,
+};
 use rustls::crypto::ring::cipher_suite::{
     TLS13_AES_128_GCM_SHA256, TLS13_AES_256_GCM_SHA384, TLS13_CHACHA20_POLY1305_SHA256,
 };
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::server::{NoServerSessionStorage, ParsedCertificate, UnbufferedServerConnection, WebPkiClientVerifier};
+use rustls::server::{
+    NoServerSessionStorage, ParsedCertificate, UnbufferedServerConnection, WantsServerCert, WebPkiClientVerifier,
+};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus, WriteTraffic,
 };
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
-    SignatureScheme,
+    AlertDescription, CertificateError, ClientConfig, ConfigBuilder, DigitallySignedStruct, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
 };
 
 use crate::close::{CertificateRefusal, CloseReason, Refusal};
-use crate::identity::PeerIdentity;
+use crate::identity::Bearer;
 use crate::inbox::Inbox;
 use crate::outgoing::Outgoing;
 use crate::pki::{self, Identity, Roots};
@@ -38,6 +42,7 @@ const HANDSHAKE_BYTES: usize = 4 << 10;
 pub struct TlsConfigs {
     client: Arc<ClientConfig>,
     server: Arc<ServerConfig>,
+    stranger_server: Arc<ServerConfig>,
 }
 
 pub(crate) fn provider() -> Arc<CryptoProvider> {
@@ -49,24 +54,31 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
 impl TlsConfigs {
     pub fn new(identity: &Identity, roots: &Roots) -> Result<TlsConfigs, Error> {
         let provider = provider();
-        let verifier = AuthorityVerifier { roots: roots.store(), provider: Arc::clone(&provider) };
-        let mut client = ClientConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_client_auth_cert(identity.chain().to_vec(), identity.key())?;
-        client.resumption = Resumption::disabled();
-        client.enable_sni = false;
+        let client = trusting(roots)?.with_client_auth_cert(identity.chain().to_vec(), identity.key())?;
+        let client = without_names(client);
         let verifier = WebPkiClientVerifier::builder_with_provider(roots.store(), Arc::clone(&provider))
             .build()
             .map_err(|error| Error::General(error.to_string()))?;
-        let mut server = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(identity.chain().to_vec(), identity.key())?;
-        server.session_storage = Arc::new(NoServerSessionStorage {});
-        server.send_tls13_tickets = 0;
-        Ok(TlsConfigs { client: Arc::new(client), server: Arc::new(server) })
+        let server = || {
+            ServerConfig::builder_with_provider(Arc::clone(&provider))
+                .with_protocol_versions(&[&rustls::version::TLS13])
+        };
+        let server_for = |clients: ConfigBuilder<ServerConfig, WantsServerCert>| {
+            let mut server = clients.with_single_cert(identity.chain().to_vec(), identity.key())?;
+            server.session_storage = Arc::new(NoServerSessionStorage {});
+            server.send_tls13_tickets = 0;
+            Ok::<_, Error>(Arc::new(server))
+        };
+        Ok(TlsConfigs {
+            client: Arc::new(client),
+            server: server_for(server()?.with_client_cert_verifier(verifier))?,
+            stranger_server: server_for(server()?.with_no_client_auth())?,
+        })
+    }
+
+    /// For the side of [`stranger_client`] that accepts: it proves itself and asks for no certificate.
+    pub fn stranger_server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.stranger_server)
     }
 
     /// For other protocols over the same trust, such as the control API.
@@ -88,6 +100,26 @@ impl TlsConfigs {
     pub(crate) fn accept(&self) -> Result<TlsSession, Error> {
         TlsSession::accept_with(Arc::clone(&self.server))
     }
+}
+
+/// For a process that has no certificate yet, to ask for one: it shows none, and trusts as others do.
+pub fn stranger_client(roots: &Roots) -> Result<Arc<ClientConfig>, Error> {
+    Ok(Arc::new(without_names(trusting(roots)?.with_no_client_auth())))
+}
+
+fn trusting(roots: &Roots) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, Error> {
+    let provider = provider();
+    let verifier = AuthorityVerifier { roots: roots.store(), provider: Arc::clone(&provider) };
+    Ok(ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier)))
+}
+
+fn without_names(mut client: ClientConfig) -> ClientConfig {
+    client.resumption = Resumption::disabled();
+    client.enable_sni = false;
+    client
 }
 
 /// Accepts a server whose certificate a trusted authority issued for servers, under whatever name.
@@ -174,13 +206,13 @@ impl TlsSession {
     }
 
     /// Who the peer's certificate says it is; only after the handshake.
-    pub fn peer(&self) -> Result<PeerIdentity, CertificateRefusal> {
+    pub fn peer(&self) -> Result<Bearer, CertificateRefusal> {
         let certificates = match &self.side {
             Side::Client(connection) => connection.peer_certificates(),
             Side::Server(connection) => connection.peer_certificates(),
         };
         let certificate = certificates.and_then(<[_]>::first).ok_or(CertificateRefusal::Missing)?;
-        pki::identity_of(certificate).map_err(|error| CertificateRefusal::NoIdentity { detail: error.to_string() })
+        pki::bearer_of(certificate).map_err(|error| CertificateRefusal::NoIdentity { detail: error.to_string() })
     }
 
     /// Takes what came from the socket, in place; answers of the handshake go to `out`, plaintext to `inbox`.

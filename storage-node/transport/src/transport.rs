@@ -17,6 +17,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_id::ClusterId;
@@ -97,6 +98,8 @@ pub enum TransportEvent {
     Connected {
         connection: ConnectionId,
         identity: PeerIdentity,
+        /// Of a `node-agent`: the only holder that it may be.
+        holder: Option<Arc<str>>,
         /// The highest protocol version both speak.
         version: u16,
         boot: u64,
@@ -315,7 +318,7 @@ impl Transport {
     ) -> Result<Connection, CloseReason> {
         let hello = Hello {
             versions: self.options.versions,
-            identity: self.options.identity.peer(),
+            bearer: self.options.identity.bearer().clone(),
             cluster: self.options.cluster,
             boot: self.options.boot,
         };

@@ -180,9 +180,10 @@ fn both_ends_learn_who_the_other_is() {
     let mut net = Net::new(vec![client, server]);
     let address = net.listen(1);
     let connection = net.connect(0, address, Some(two));
-    let at_client = TransportEvent::Connected { connection, identity: two, version: 5, boot: 22, cluster };
+    let at_client =
+        TransportEvent::Connected { connection, identity: two, holder: None, version: 5, boot: 22, cluster };
     assert_eq!(net.next(0), at_client);
-    let TransportEvent::Connected { connection, identity, version, boot, cluster } = net.next(1) else {
+    let TransportEvent::Connected { connection, identity, version, boot, cluster, .. } = net.next(1) else {
         panic!("a connection was expected")
     };
     assert_eq!((identity, version, boot, cluster), (one, 5, 11, None));

@@ -11,7 +11,7 @@ use holdfast_metadata::command::{
     Command, DeleteVolume, RegisterDisk, RegisterNode, ResizeVolume, SetDiskState, SetNodeState, UpdateDisk,
 };
 use holdfast_metadata::reason::{explain_metadata, explain_nodes, explain_volume};
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Name, VolumeSpec, check_labels};
 use holdfast_shard::{AdminReply, AdminRequest, NewVolume};
 use holdfast_transport::{PeerIdentity, PeerRole};
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ pub(crate) async fn register(
         known.name.as_str() == request.name
             && known.peer_address == request.peer_address
             && known.api_address == request.api_address
+            && known.zone.as_deref().unwrap_or_default() == request.zone
     });
     if !known {
         let register = RegisterNode {
@@ -153,16 +154,24 @@ impl Cluster for Services {
             size_bytes: request.size_bytes,
             logical_block_bytes: if request.logical_block_bytes == 0 { 512 } else { request.logical_block_bytes },
             replicas: u8::try_from(replicas).unwrap_or(u8::MAX),
+            spread: convert::spread(&request.spread)?,
         };
         let name = name(&request.name)?;
+        let labels = request.labels.into_iter().collect();
         // Checked before identifiers are minted for it.
-        spec.check().map_err(|error| refuse(Code::InvalidArgument, "InvalidSpec", &error.to_string()))?;
+        let invalid = |message: &str| refuse(Code::InvalidArgument, "InvalidSpec", message);
+        spec.check().and_then(|()| check_labels(&labels)).map_err(|error| invalid(&error.to_string()))?;
+        let preferred = request.preferred_nodes;
+        if preferred.len() > usize::from(spec.replicas) {
+            return Err(invalid("more nodes are preferred than there are copies"));
+        }
         let ids = (0..spec.replicas).map(|_| new_replica_id()).collect::<Result<Vec<_>, Status>>()?;
-        let new = NewVolume { volume: new_volume_id()?, replicas: ids, name: name.clone(), spec };
+        let new = NewVolume { volume: new_volume_id()?, replicas: ids, name: name.clone(), spec, preferred, labels };
         let already = match self.admin(AdminRequest::CreateVolume(new)).await? {
             AdminReply::Exists { same: true, .. } => true,
             AdminReply::Exists { same: false, .. } => {
-                let message = format!("a volume {name} exists with another size, block size or number of replicas");
+                let message =
+                    format!("a volume {name} exists with another size, block size, number or spread of replicas");
                 return Err(refuse(Code::AlreadyExists, "VolumeDiffers", &message));
             }
             reply => !convert::changed(reply)?,

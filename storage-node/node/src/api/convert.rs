@@ -6,6 +6,7 @@ use holdfast_consensus::Standing;
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 use holdfast_metadata::catalogue::{Catalogue, Disk, DiskState, Node, NodeState, Placed, Volume, VolumeState};
 use holdfast_metadata::reason::Reason;
+use holdfast_metadata::spec::Spread;
 use holdfast_metadata::{Outcome, Refusal};
 use holdfast_replica::rebuild::{RebuildPhase, RebuildProgress};
 use holdfast_shard::{AdminError, AdminReply, NodeAddress, ReplicaReport};
@@ -124,6 +125,14 @@ fn disk_life(state: DiskState) -> v1::DiskLife {
     }
 }
 
+pub(crate) fn spread(text: &str) -> Result<Spread, Status> {
+    match text {
+        "" | "node" => Ok(Spread::Node),
+        "zone" => Ok(Spread::Zone),
+        _ => Err(refuse(Code::InvalidArgument, "InvalidSpec", "spread: say node or zone")),
+    }
+}
+
 /// Without what only the replicas know.
 pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &Volume) -> v1::Volume {
     let coming = volume.replacement.iter().map(|replacement| &replacement.new);
@@ -154,6 +163,7 @@ pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &
         reason: holdfast_metadata::reason::explain_volume(catalogue, id).into_iter().next().map(reason),
         generation: volume.generation,
         replicas: replicas.collect(),
+        labels: volume.labels.clone().into_iter().collect(),
         ..v1::Volume::default()
     }
 }

@@ -38,6 +38,9 @@ impl Node for Services {
             versions: Some(versions()),
             disk_bytes: view.bytes,
             metadata_member,
+            peer_address: self.config.peer_address(),
+            api_address: self.config.api_address(),
+            zone: self.config.zone.clone().unwrap_or_default(),
         }))
     }
 

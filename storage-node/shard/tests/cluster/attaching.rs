@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use holdfast_protocol::session::{Epoch, Instance};
-use holdfast_shard::{AdminError, AdminReply, AdminRequest, AttachVolume};
+use holdfast_block::Operation;
+use holdfast_consensus::Position;
+use holdfast_protocol::session::{Epoch, Instance, Refusal, Reply, Request, Session, Stamp};
+use holdfast_shard::{AdminError, AdminReply, AdminRequest, AttachVolume, ClientId, ClientRole};
 
 use crate::world::Cluster;
 
@@ -122,4 +124,58 @@ fn a_leader_that_hears_nobody_confirms_no_attachment() {
     cluster.pass(Duration::from_secs(5));
     let reply = cluster.take_answer(token);
     assert!(matches!(reply, None | Some(AdminReply::Failed(AdminError::NotLeader { .. }))), "{reply:?}");
+}
+
+/// The machine's agent asks the leader; what it hears first, hints aside.
+fn heard(cluster: &mut Cluster, machine: &str, request: Request) -> Reply {
+    let leader = cluster.leader().unwrap();
+    cluster.replies.clear();
+    cluster.request_as(leader, ClientId(9), ClientRole::NodeAgent(machine.into()), request);
+    let answer = |cluster: &Cluster| {
+        let of_it = |reply: &&(ClientId, Reply)| !matches!(reply.1, Reply::Replicas { .. } | Reply::Resized { .. });
+        cluster.replies.iter().find(of_it).map(|(_, reply)| reply.clone())
+    };
+    cluster.run_until("an answer", |cluster| answer(cluster).is_some());
+    answer(cluster).unwrap()
+}
+
+fn open(cluster: &Cluster, epoch: u64) -> Request {
+    Request::OpenSession { volume: cluster.volume, epoch: Epoch(epoch), instance: Instance(77) }
+}
+
+#[test]
+fn a_machines_agent_serves_what_was_attached_for_it_and_nothing_else() {
+    let mut cluster = Cluster::new();
+    assert_eq!(attached(&mut cluster, "a", 1, false), (1, false));
+    let request = open(&cluster, 1);
+    let reply = heard(&mut cluster, "b", request);
+    assert!(matches!(&reply, Reply::Refused { reason: Refusal::NotAllowed { .. }, .. }), "{reply:?}");
+    let request = open(&cluster, 1);
+    let reply = heard(&mut cluster, "a", request);
+    let Reply::Attached { epoch: Epoch(1), session, .. } = reply else { panic!("{reply:?}") };
+    let io = |session: Session| Request::Io {
+        volume: cluster.volume,
+        stamp: Stamp { epoch: Epoch(1), session, sequence: 1 << 63, oldest: 1 },
+        seen: Position::default(),
+        operation: Operation::Read { offset: 0, length: 512 },
+    };
+    let (own, stolen) = (io(session), io(session));
+    let reply = heard(&mut cluster, "b", stolen);
+    assert!(matches!(&reply, Reply::Io { result: Err(holdfast_block::Error::Fenced), .. }), "{reply:?}");
+    let reply = heard(&mut cluster, "a", own);
+    assert!(matches!(&reply, Reply::Io { result: Ok(data), .. } if data.len() == 512), "{reply:?}");
+}
+
+/// It must learn that its epoch is over, or its device would wait for ever.
+#[test]
+fn an_epoch_that_is_over_is_told_by_its_own_number() {
+    let mut cluster = Cluster::new();
+    assert_eq!(attached(&mut cluster, "a", 1, false), (1, false));
+    assert_eq!(attached(&mut cluster, "b", 2, true), (2, false));
+    let volume = cluster.volume;
+    for request in [open(&cluster, 1), Request::Detach { volume, epoch: Epoch(1) }] {
+        let reply = heard(&mut cluster, "a", request);
+        let reason = Refusal::Stale { epoch: Epoch(1) };
+        assert!(matches!(&reply, Reply::Refused { reason: told, .. } if *told == reason), "{reply:?}");
+    }
 }

@@ -8,10 +8,10 @@ use holdfast_consensus::Timestamp;
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::Founder;
 use holdfast_metadata::command::{Command, RegisterDisk};
-use holdfast_metadata::spec::{Name, VolumeSpec};
+use holdfast_metadata::spec::{Labels, Name, Spread, VolumeSpec};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_protocol::session::{Reply, Request};
-use holdfast_shard::{AdminReply, AdminRequest, ClientId, Event, NewVolume, Shard, ShardOptions};
+use holdfast_shard::{AdminReply, AdminRequest, ClientId, ClientRole, Event, NewVolume, Shard, ShardOptions};
 use holdfast_store::device::Device;
 use holdfast_store::device::memory::MemoryDevice;
 use holdfast_store::ops::{AlignedBuffer, DeviceOp};
@@ -99,7 +99,14 @@ impl Cluster {
             volume: self.volume,
             replicas: (0..NODES).map(|number| ReplicaId::from_bytes([100 + number; 16]).unwrap()).collect(),
             name: Name::new("v").unwrap(),
-            spec: VolumeSpec { size_bytes: VOLUME_BYTES, logical_block_bytes: 512, replicas: NODES },
+            spec: VolumeSpec {
+                size_bytes: VOLUME_BYTES,
+                logical_block_bytes: 512,
+                replicas: NODES,
+                spread: Spread::Node,
+            },
+            preferred: Vec::new(),
+            labels: Labels::new(),
         };
         let answer = self.ask_leader(AdminRequest::CreateVolume(new));
         assert!(matches!(answer, AdminReply::Changed(_)), "{answer:?}");
@@ -151,9 +158,13 @@ impl Cluster {
     }
 
     pub fn request(&mut self, number: usize, client: ClientId, request: Request) {
+        self.request_as(number, client, ClientRole::Agent, request);
+    }
+
+    pub fn request_as(&mut self, number: usize, client: ClientId, role: ClientRole, request: Request) {
         let encoded = request.encode();
         let decoded = Request::decode(encoded.kind, encoded.meta, encoded.payload).expect("what a client can send");
-        self.step(number, vec![Event::Client { client, request: decoded }]);
+        self.step(number, vec![Event::Client { client, role, request: decoded }]);
     }
 
     pub fn step(&mut self, number: usize, mut events: Vec<Event>) {

@@ -9,7 +9,7 @@ use super::*;
 use crate::close::{CertificateRefusal, Refusal};
 use crate::frame::Header;
 use crate::hello::Versions;
-use crate::identity::PeerRole;
+use crate::identity::{PeerIdentity, PeerRole};
 use crate::pki::{Authority, Roots, Validity};
 use crate::tls::TlsConfigs;
 
@@ -28,7 +28,8 @@ const CLIENT: PeerIdentity = PeerIdentity { role: PeerRole::Agent, id: 1 };
 const SERVER: PeerIdentity = PeerIdentity { role: PeerRole::Node, id: 2 };
 
 fn hello(identity: PeerIdentity) -> Hello {
-    Hello { versions: Versions { min: 1, max: 1 }, identity, cluster: None, boot: 5 }
+    let bearer = Bearer { peer: identity, holder: None };
+    Hello { versions: Versions { min: 1, max: 1 }, bearer, cluster: None, boot: 5 }
 }
 
 fn anyone() -> Demands {
@@ -111,7 +112,8 @@ fn exchange(client: &mut End, server: &mut End, mut step: impl FnMut() -> usize)
 fn connected() -> (End, End) {
     let (mut client, mut server) = ends();
     exchange(&mut client, &mut server, || usize::MAX);
-    let peer = |identity| LinkEvent::Connected(Peer { identity, version: 1, boot: 5, cluster: None });
+    let bearer = |peer| Bearer { peer, holder: None };
+    let peer = |peer| LinkEvent::Connected(Peer { bearer: bearer(peer), version: 1, boot: 5, cluster: None });
     assert_eq!(std::mem::take(&mut client.events), [peer(SERVER)]);
     assert_eq!(std::mem::take(&mut server.events), [peer(CLIENT)]);
     (client, server)
@@ -199,7 +201,7 @@ fn damaged_ciphertext_ends_the_connection_with_a_reason() {
         let received = server.events.iter().filter(|event| matches!(event, LinkEvent::Frame(_))).count();
         let genuine = |event: &LinkEvent| match event {
             LinkEvent::Frame(received) => *received == frame(vec![9; 1500]),
-            LinkEvent::Connected(peer) => peer.identity == CLIENT,
+            LinkEvent::Connected(peer) => peer.bearer.peer == CLIENT,
         };
         assert!(server.events.iter().all(genuine), "seed {seed}");
         // A length that grew makes the server wait for the rest; the handshake timeout or the heartbeats end that.

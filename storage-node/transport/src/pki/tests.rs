@@ -37,6 +37,62 @@ fn what_is_issued_names_its_bearer_and_holds_as_long_as_asked() {
 }
 
 #[test]
+fn the_agent_of_a_machine_is_that_machine_and_no_other_role_is_one() {
+    let authority = authority();
+    let agent = authority.issue_node_agent(5, "machine-1", valid()).expect("issued");
+    let expected = PeerIdentity { role: PeerRole::NodeAgent, id: 5 };
+    assert_eq!(*agent.bearer(), Bearer { peer: expected, holder: Some("machine-1".into()) });
+    agent.check(PeerRole::NodeAgent, &roots(&authority), at(VALID.0)).expect("valid");
+    assert_eq!(authority.issue(peer(PeerRole::Agent), valid()).expect("issued").bearer().holder, None);
+    for name in [String::new(), "m".repeat(254)] {
+        assert!(matches!(authority.issue_node_agent(5, &name, valid()), Err(PkiError::NoHolder)), "{name}");
+    }
+}
+
+#[test]
+fn of_a_signing_request_only_the_key_counts() {
+    let authority = authority();
+    let key = generate_key().expect("a key");
+    let request = request(&key).expect("a request");
+    let sign = |request: &str| sign_request(&authority, request, PeerRole::NodeAgent, 7, "machine-1", valid());
+    let certificate = sign(&request).expect("signed");
+    let identity = Identity::from_pem(&certificate, &key).expect("of this key");
+    assert_eq!(identity.bearer().holder.as_deref(), Some("machine-1"));
+    assert_eq!((identity.peer().role, identity.peer().id), (PeerRole::NodeAgent, 7));
+    identity.check(PeerRole::NodeAgent, &roots(&authority), at(VALID.0)).expect("valid");
+
+    // Whatever else it asks for is the signer's to give.
+    let pair = KeyPair::from_pem(&key).expect("a key");
+    let mut greedy = params("admin", valid());
+    greedy.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let admin = peer(PeerRole::Admin).uri().try_into().expect("ascii");
+    greedy.subject_alt_names = vec![SanType::URI(admin)];
+    let greedy = greedy.serialize_request(&pair).expect("a request").pem().expect("text");
+    let certificate = sign(&greedy).expect("signed");
+    let identity = Identity::from_pem(&certificate, &key).expect("of this key");
+    assert_eq!(identity.peer().role, PeerRole::NodeAgent);
+    let parsed = parse(&identity.chain()[0]).expect("a certificate");
+    assert!(!parsed.is_ca());
+}
+
+#[test]
+fn signing_requests_that_are_none_are_refused() {
+    let authority = authority();
+    let sign = |request: &str| sign_request(&authority, request, PeerRole::NodeAgent, 7, "machine-1", valid());
+    let good = request(&generate_key().expect("a key")).expect("a request");
+    let other = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).expect("a key");
+    let other = CertificateParams::default().serialize_request(&other).expect("a request").pem().expect("text");
+    // One digit of the signature, which stands last.
+    let at = good.rfind("-----END").expect("PEM") - 12;
+    let mut forged = good.clone();
+    let digit = if &good[at..=at] == "A" { "B" } else { "A" };
+    forged.replace_range(at..=at, digit);
+    for bad in ["", "request", &good[..good.len() / 2], &other, &forged, &" ".repeat(20_000)] {
+        assert!(matches!(sign(bad), Err(PkiError::Request { .. })), "{bad}");
+    }
+}
+
+#[test]
 fn what_peers_would_refuse_is_found_at_home_first() {
     let authority = authority();
     let identity = authority.issue(peer(PeerRole::Agent), valid()).expect("issued");

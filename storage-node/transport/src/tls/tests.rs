@@ -2,7 +2,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::frame::Limits;
-use crate::identity::PeerRole;
+use crate::identity::{PeerIdentity, PeerRole};
 use crate::pki::{Authority, Validity};
 
 struct End {
@@ -66,8 +66,8 @@ fn ends() -> (End, End) {
 #[test]
 fn both_ends_know_each_other_and_agree_on_the_fast_cipher() {
     let (client, server) = ends();
-    assert_eq!(client.tls.peer(), Ok(PeerIdentity { role: PeerRole::Node, id: 2 }));
-    assert_eq!(server.tls.peer(), Ok(PeerIdentity { role: PeerRole::Agent, id: 1 }));
+    assert_eq!(client.tls.peer().map(|bearer| bearer.peer), Ok(PeerIdentity { role: PeerRole::Node, id: 2 }));
+    assert_eq!(server.tls.peer().map(|bearer| bearer.peer), Ok(PeerIdentity { role: PeerRole::Agent, id: 1 }));
     let Side::Client(connection) = &client.tls.side else { panic!("the client's side") };
     let suite = connection.negotiated_cipher_suite().map(|suite| suite.suite());
     assert_eq!(suite, Some(rustls::CipherSuite::TLS13_AES_128_GCM_SHA256));

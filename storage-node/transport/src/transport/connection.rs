@@ -161,7 +161,8 @@ impl Connection {
                 LinkEvent::Frame(frame) => TransportEvent::Frame { connection, frame },
                 LinkEvent::Connected(peer) => TransportEvent::Connected {
                     connection,
-                    identity: peer.identity,
+                    identity: peer.bearer.peer,
+                    holder: peer.bearer.holder,
                     version: peer.version,
                     boot: peer.boot,
                     cluster: peer.cluster,

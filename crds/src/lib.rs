@@ -11,6 +11,8 @@
 //! 3. No status holds what changes without a transition: no heartbeat, no rate, no index.
 
 #![forbid(unsafe_code)]
+// Columns of a table look alike.
+#![allow(clippy::duplicated_attributes)]
 
 mod cluster;
 pub mod names;

@@ -3,12 +3,15 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
+use holdfast_crds::names::LABEL_CLUSTER;
+use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::core::DynamicObject;
 use tokio::time::Instant;
 
 use crate::context::{Context, FIELD_MANAGER};
-use crate::object::Object;
+use crate::cluster::layout::Layout;
+use crate::object::{LABEL_CLUSTER_NAMESPACE, Object};
 
 /// What somebody else changed is put right after this long at most.
 const AGAIN_AFTER: Duration = Duration::from_secs(60);
@@ -39,6 +42,18 @@ pub async fn delete(context: &Context, object: &Object) -> Result<(), kube::Erro
         Err(error) if is_not_found(&error) => Ok(()),
         Err(error) => Err(error),
     }
+}
+
+/// Whether an object without an owner belongs to this cluster.
+///
+/// # Errors
+/// The API server's refusal.
+pub async fn is_ours(context: &Context, object: &Object, layout: &Layout) -> Result<bool, kube::Error> {
+    let found = api(context, object).get_opt(object.name()).await?;
+    Ok(found.is_some_and(|found| {
+        let label = |key: &str| found.labels().get(key).map(String::as_str);
+        label(LABEL_CLUSTER) == Some(&layout.name) && label(LABEL_CLUSTER_NAMESPACE) == Some(&layout.namespace)
+    }))
 }
 
 fn api(context: &Context, object: &Object) -> Api<DynamicObject> {

@@ -6,14 +6,21 @@
 
 pub mod build;
 pub mod certificates;
+pub mod changing;
+pub mod ending;
+pub mod files;
 pub mod founding;
 pub mod layout;
 pub mod observed;
+pub mod projecting;
 pub mod projection;
 pub mod reconcile;
+pub mod scale;
 pub mod status;
 pub mod storage;
+pub mod update;
 pub mod validate;
+pub mod workloads;
 
 use std::time::Duration;
 

@@ -11,7 +11,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::Instant;
 
-use crate::cluster::certificates::Files;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
 
@@ -50,14 +49,6 @@ pub struct Running {
     pub default_replicas: i32,
     /// Its volumes' objects are left alone.
     pub paused: bool,
-}
-
-/// What enrolment needs of the cluster that the CSI driver belongs to.
-#[derive(Clone)]
-pub struct Enrolling {
-    pub cluster: ClusterRef,
-    pub authority: Files,
-    pub certificate_days: u32,
 }
 
 impl Context {

@@ -6,6 +6,9 @@ use serde_json::{Value, json};
 
 use crate::cluster::layout::Layout;
 
+/// Label of objects that no namespace holds: that of their StorageCluster.
+pub const LABEL_CLUSTER_NAMESPACE: &str = "holdfast.dev/cluster-namespace";
+
 /// Complete but for what the API server adds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Object(pub Value);
@@ -31,7 +34,7 @@ impl Object {
     /// Of the whole Kubernetes cluster: nothing owns it, and who deletes the StorageCluster deletes it too.
     pub fn global(layout: &Layout, api: &str, kind: &str, name: &str, component: &str) -> Object {
         let mut object = Object::bare(layout, api, kind, name, component);
-        object.0["metadata"]["labels"]["holdfast.dev/cluster-namespace"] = json!(layout.namespace);
+        object.0["metadata"]["labels"][LABEL_CLUSTER_NAMESPACE] = json!(layout.namespace);
         object
     }
 

@@ -9,12 +9,18 @@ mod nodes;
 
 use std::collections::BTreeMap;
 
+use holdfast_crds::names::LABEL_GROUP;
 use serde_json::{Value, json};
 
 use super::layout::Layout;
 use super::validate::ValidCluster;
+pub use machines::TOKEN_AUDIENCE;
+
 use crate::object::Object;
 use crate::settings::Settings;
+
+/// Label of a pod: the template that it was made from.
+pub const TEMPLATE_LABEL: &str = "holdfast.dev/template";
 
 /// What is asked for, and what the world imposes.
 pub struct Inputs<'a> {
@@ -70,6 +76,20 @@ pub fn build(inputs: &Inputs<'_>) -> Vec<Object> {
     objects
 }
 
+/// The template of each workload that the operator itself replaces the pods of: group of storage nodes, or component.
+pub fn templates(objects: &[Object]) -> BTreeMap<String, String> {
+    let of = |object: &Object| {
+        let labels = &object.0["spec"]["template"]["metadata"]["labels"];
+        let template = labels[TEMPLATE_LABEL].as_str()?;
+        let key = match object.kind() {
+            "StatefulSet" => &labels[LABEL_GROUP],
+            _ => &labels["app.kubernetes.io/component"],
+        };
+        Some((key.as_str()?.to_owned(), template.to_owned()))
+    };
+    objects.iter().filter_map(of).collect()
+}
+
 /// A probe that says that the process serves; it never depends on others, so that nobody is restarted for another's
 /// failure.
 fn probe(port: u16, failures: u32) -> Value {
@@ -79,6 +99,15 @@ fn probe(port: u16, failures: u32) -> Value {
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     })
+}
+
+/// Names the template: pods that carry another one are outdated. FNV-1a, because it must be the same in every build.
+fn with_template_label(mut template: Value) -> Value {
+    let hash = template.to_string().bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    template["metadata"]["labels"][TEMPLATE_LABEL] = json!(format!("{hash:016x}"));
+    template
 }
 
 fn merge(mut value: Value, more: Value) -> Value {

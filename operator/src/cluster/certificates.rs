@@ -100,7 +100,7 @@ pub fn issue(
     let authority = authority(&stored.authority)?;
     let ca_pem = authority.certificate_pem().to_owned();
     let roots = Roots::from_pem(&ca_pem).map_err(CertificateError::Authority)?;
-    let issuer = Issuer { authority: &authority, roots: &roots, life: DAY * life_days, now };
+    let issuer = Issuer { authority: &authority, roots: &roots, days: life_days, now };
     let mut renewed = Vec::new();
 
     let mut nodes = Files::from([(CA_FILE.to_owned(), ca_pem.clone())]);
@@ -133,7 +133,7 @@ pub fn issue(
 struct Issuer<'a> {
     authority: &'a Authority,
     roots: &'a Roots,
-    life: Duration,
+    days: u32,
     now: SystemTime,
 }
 
@@ -157,9 +157,14 @@ impl Issuer<'_> {
             }
         }
         renewed.push(whose.to_owned());
-        let validity = Validity { not_before: self.now - BACKDATED, not_after: self.now + self.life };
-        self.authority.issue(PeerIdentity { role, id }, validity).map_err(CertificateError::Issue)
+        let peer = PeerIdentity { role, id };
+        self.authority.issue(peer, validity(self.now, self.days)).map_err(CertificateError::Issue)
     }
+}
+
+/// Of a certificate made now.
+pub fn validity(now: SystemTime, days: u32) -> Validity {
+    Validity { not_before: now - BACKDATED, not_after: now + DAY * days }
 }
 
 /// Two thirds of its life are over.
@@ -177,7 +182,8 @@ fn read(files: &Files, certificate: &str, key: &str) -> Option<Identity> {
     Identity::from_pem(files.get(certificate)?, files.get(key)?).ok()
 }
 
-fn mint() -> Result<NodeId, CertificateError> {
+/// An identifier that was never used.
+pub fn mint() -> Result<NodeId, CertificateError> {
     loop {
         let mut bytes = [0; 16];
         getrandom::fill(&mut bytes).map_err(CertificateError::Random)?;
@@ -185,6 +191,11 @@ fn mint() -> Result<NodeId, CertificateError> {
             return Ok(id);
         }
     }
+}
+
+/// As a certificate has it.
+pub fn random_id() -> Result<u128, CertificateError> {
+    mint().map(NodeId::as_u128)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What is seen of a StorageCluster in one look: the inputs of everything that is decided about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::v1;
 
@@ -11,6 +11,12 @@ use super::founding::{Said, Step};
 pub struct Observed {
     /// Pods of storage nodes, by name.
     pub pods: BTreeMap<String, Pod>,
+    /// Other pods of the cluster: component, name, pod.
+    pub others: Vec<(String, String, Pod)>,
+    /// Pods that the StatefulSet of each group is to have.
+    pub replicas: BTreeMap<String, i32>,
+    /// Claims, by name.
+    pub claims: BTreeSet<String>,
     /// What each member says of itself.
     pub said: BTreeMap<String, Said>,
     /// Builds, by name, as far as they have been told.
@@ -28,10 +34,12 @@ pub struct Observed {
 pub struct Pod {
     /// The machine, once it is scheduled.
     pub machine: Option<String>,
+    /// Failure domain of that machine, where Kubernetes tells pods of it.
+    pub zone: Option<String>,
     pub ready: bool,
     pub terminating: bool,
-    /// Revision of the template that it was made from.
-    pub revision: String,
+    /// The template that it was made from.
+    pub template: String,
     /// Why it does not run, in words; empty where it does.
     pub waits: String,
     /// Changes with every start of its process.

@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use super::layout::Layout;
 use super::observed::{Catalogue, Observed, node_state};
 use crate::conditions::Conditions;
-use crate::quantity;
+use holdfast_crds::quantity;
 
 /// One object, and its conditions before they have their times.
 pub struct Projected<T> {

@@ -9,7 +9,7 @@ use super::layout::MAIN_GROUP;
 use super::observed::{Catalogue, Observed, node_state};
 use super::validate::{Problem, ValidCluster};
 use crate::conditions::Conditions;
-use crate::quantity;
+use holdfast_crds::quantity;
 
 /// Whether the one CSI driver belongs to this cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use holdfast_crds::{DeletionPolicy, Members, Storage, StorageCluster, StorageClu
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 
 use super::layout::{Layout, MAIN_GROUP};
-use crate::quantity;
+use holdfast_crds::quantity;
 
 /// What cannot be built, as a condition says it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use kube::api::{Api, PostParams};
 use super::decide::ADOPTED;
 use crate::apply;
 use crate::context::Context;
-use crate::quantity;
+use holdfast_crds::quantity;
 
 /// Volumes whose object is missing. `objects` are names that were read *before* the catalogue was: an object that is not
 /// among them, of a volume that still is, was missing then.

@@ -3,7 +3,7 @@
 use holdfast_api::v1;
 use holdfast_crds::{Spread, Volume};
 
-use crate::quantity;
+use holdfast_crds::quantity;
 
 /// Of the storage cluster's unit of size.
 const SIZE_UNIT: u64 = 4096;

@@ -9,7 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::decide::Step;
 use crate::cluster::projection::word;
 use crate::conditions::Conditions;
-use crate::quantity;
+use holdfast_crds::quantity;
 
 /// Annotations that the CSI driver writes.
 const ANNOTATION_PV: &str = "holdfast.dev/pv";

@@ -252,6 +252,11 @@ impl Authority {
         &self.certificate_pem
     }
 
+    /// For those who keep it elsewhere than in files.
+    pub fn key_pem(&self) -> &str {
+        &self.key_pem
+    }
+
     /// Makes a new private key and its certificate.
     pub fn issue(&self, peer: PeerIdentity, validity: Validity) -> Result<Identity, PkiError> {
         self.sign(subject(peer, &peer.to_string(), validity)?)

@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 25] = [
+const LAYERS: [Layer; 26] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
@@ -138,6 +138,17 @@ const LAYERS: [Layer; 25] = [
         kind: Kind::Rim,
     },
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
+    Layer {
+        name: "holdfast-operator",
+        knows: &[
+            "holdfast-api",
+            "holdfast-cluster-client",
+            "holdfast-crds",
+            "holdfast-id",
+            "holdfast-transport",
+        ],
+        kind: Kind::Rim,
+    },
     Layer {
         name: "holdfast-csi",
         knows: &[

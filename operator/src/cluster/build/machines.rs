@@ -6,12 +6,12 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, merge, probe};
+use super::{Inputs, merge, probe, with_template_label};
 use crate::cluster::layout::{AGENT_HTTP_PORT, ENROLL_PORT};
 use crate::object::{Object, labels, selector};
 
 /// Who may enrol: the operator asks for tokens of this audience.
-pub(crate) const TOKEN_AUDIENCE: &str = "holdfast.dev";
+pub const TOKEN_AUDIENCE: &str = "holdfast.dev";
 /// Seconds; kubelet renews it after four fifths.
 const TOKEN_SECONDS: u32 = 3600;
 const NOBODY: u32 = 65534;
@@ -39,7 +39,7 @@ pub(super) fn daemon_set(inputs: &Inputs<'_>, component: &str, strategy: &str, s
         json!({
             "selector": { "matchLabels": selector(layout, component) },
             "updateStrategy": { "type": strategy },
-            "template": { "metadata": { "labels": labels(layout, component) }, "spec": spec },
+            "template": with_template_label(json!({ "metadata": { "labels": labels(layout, component) }, "spec": spec })),
         }),
     )
 }

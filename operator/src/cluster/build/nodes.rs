@@ -7,7 +7,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, merge, probe};
+use super::{Inputs, merge, probe, with_template_label};
 use crate::cluster::layout::{API_PORT, CLAIM, DATA_DIR, NODE_HTTP_PORT, PEER_PORT};
 use crate::cluster::validate::{Disk, Group};
 use crate::object::{Object, labels, selector};
@@ -67,10 +67,10 @@ fn stateful_set(inputs: &Inputs<'_>, group: &Group) -> Object {
             "updateStrategy": { "type": "OnDelete" },
             "persistentVolumeClaimRetentionPolicy": { "whenDeleted": "Retain", "whenScaled": "Retain" },
             "selector": { "matchLabels": matched },
-            "template": {
+            "template": with_template_label(json!({
                 "metadata": { "labels": pod_labels },
                 "spec": pod(inputs, group),
-            },
+            })),
             "volumeClaimTemplates": [claim(group)],
         }),
     )
@@ -171,7 +171,7 @@ fn claim(group: &Group) -> Value {
     let Disk::Claim { storage_class, claim_bytes, .. } = &group.disk;
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],
-        "resources": { "requests": { "storage": crate::quantity::exact(*claim_bytes).0 } },
+        "resources": { "requests": { "storage": holdfast_crds::quantity::exact(*claim_bytes).0 } },
         // As the API server fills it in: it compares templates, which cannot be changed.
         "volumeMode": "Filesystem",
     });

@@ -91,7 +91,8 @@ impl World {
         let mut line = String::new();
         BufReader::new(supervisor.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(line.starts_with("cluster of 3 nodes is up"), "{line}");
-        let cli = |arguments: &[&str]| run(&holdfast(), &[&["--cluster", cluster.to_str().unwrap()], arguments].concat());
+        let cli =
+            |arguments: &[&str]| run(&holdfast(), &[&["--cluster", cluster.to_str().unwrap()], arguments].concat());
         // The command line makes the agent's certificate and starts it.
         let socket = directory.path().join("nbd.sock");
         cli(&["volume", "create", "first", "--size", "64Mi"]);
@@ -140,7 +141,12 @@ impl World {
     fn mounts(&self) -> Vec<String> {
         let own = self.directory.path().to_str().unwrap();
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.contains(own)).map(str::to_owned).collect()
+        table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .filter(|at| at.contains(own))
+            .map(str::to_owned)
+            .collect()
     }
 
     fn processes(&self) -> Vec<i32> {
@@ -238,10 +244,8 @@ impl Volume<'_> {
     }
 
     async fn unstage(&self) -> Result<(), Status> {
-        let request = csi::NodeUnstageVolumeRequest {
-            volume_id: self.name.clone(),
-            staging_target_path: text(&self.staging()),
-        };
+        let request =
+            csi::NodeUnstageVolumeRequest { volume_id: self.name.clone(), staging_target_path: text(&self.staging()) };
         self.world.node().await.node_unstage_volume(request).await.map(drop)
     }
 
@@ -321,7 +325,8 @@ async fn registers(world: &World) {
 }
 
 async fn a_file_system(world: &World) {
-    let (many, one) = (file_system("ext4", Mode::SingleNodeMultiWriter), file_system("ext4", Mode::SingleNodeSingleWriter));
+    let (many, one) =
+        (file_system("ext4", Mode::SingleNodeMultiWriter), file_system("ext4", Mode::SingleNodeSingleWriter));
     let volume = world.volume("fs").await;
     assert_eq!(code(volume.publish("a", &many, false).await), Code::FailedPrecondition, "it is not staged");
     volume.stage(&many).await.unwrap();
@@ -390,15 +395,16 @@ async fn a_raw_device(world: &World) {
     volume.stage(&block()).await.unwrap();
     let target = volume.publish("a", &block(), false).await.unwrap();
     assert!(fs::metadata(&target).unwrap().file_type().is_block_device());
-    let stats = csi::NodeGetVolumeStatsRequest {
-        volume_id: "raw".into(),
-        volume_path: text(&target),
-        ..Default::default()
-    };
+    let stats =
+        csi::NodeGetVolumeStatsRequest { volume_id: "raw".into(), volume_path: text(&target), ..Default::default() };
     let usage = world.node().await.node_get_volume_stats(stats).await.unwrap().into_inner().usage;
     assert_eq!(usage[0].total, 512 << 20);
     let words = [0x5a; 4096];
-    fs::OpenOptions::new().write(true).open(&target).and_then(|mut file| std::io::Write::write_all(&mut file, &words)).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&target)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, &words))
+        .unwrap();
     volume.unpublish("a").await.unwrap();
     volume.unstage().await.unwrap();
     let mounted = volume.stage(&file_system("ext4", Mode::SingleNodeWriter)).await;
@@ -425,11 +431,8 @@ async fn a_file_system_grows(world: &World) {
     };
     let grown = world.node().await.node_expand_volume(request).await.unwrap().into_inner();
     assert_eq!(grown.capacity_bytes, 1 << 30);
-    let stats = csi::NodeGetVolumeStatsRequest {
-        volume_id: "grown".into(),
-        volume_path: text(&target),
-        ..Default::default()
-    };
+    let stats =
+        csi::NodeGetVolumeStatsRequest { volume_id: "grown".into(), volume_path: text(&target), ..Default::default() };
     let usage = world.node().await.node_get_volume_stats(stats).await.unwrap().into_inner().usage;
     assert!(usage[0].total > 800 << 20, "{usage:?}");
     volume.unpublish("a").await.unwrap();

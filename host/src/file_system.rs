@@ -34,7 +34,9 @@ pub enum FileSystemError {
     Io { path: PathBuf, source: io::Error },
     #[error("dumpe2fs does not say how large the file system on {0} is")]
     Size(PathBuf),
-    #[error("this kernel does not let an ext4 file system grow while it is mounted (it asks for CAP_SYS_RESOURCE): it grows when {0} is mounted next")]
+    #[error(
+        "this kernel does not let an ext4 file system grow while it is mounted (it asks for CAP_SYS_RESOURCE): it grows when {0} is mounted next"
+    )]
     NotWhileMounted(PathBuf),
 }
 
@@ -126,7 +128,9 @@ pub fn recognise(device: &Path, wanted: Option<FileSystem>) -> Result<FileSystem
 pub fn check(device: &Path, kind: FileSystem) -> Result<(), FileSystemError> {
     match kind {
         // 1 is: repaired. Anything above needs a person.
-        FileSystem::Ext4 => command::run(Command::new("e2fsck").arg("-p").arg(device), FSCK_WITHIN, &[0, 1]).map(drop)?,
+        FileSystem::Ext4 => {
+            command::run(Command::new("e2fsck").arg("-p").arg(device), FSCK_WITHIN, &[0, 1]).map(drop)?
+        }
         // Its mount replays the log; there is nothing else that may be done unasked.
         FileSystem::Xfs => {}
     }
@@ -165,7 +169,9 @@ pub fn grow_mounted(device: &Path, target: &Path, kind: FileSystem) -> Result<()
             }
         }
         // Does nothing where there is nothing to do.
-        FileSystem::Xfs => command::run(Command::new("xfs_growfs").arg("-d").arg(target), GROW_WITHIN, &[0]).map(drop)?,
+        FileSystem::Xfs => {
+            command::run(Command::new("xfs_growfs").arg("-d").arg(target), GROW_WITHIN, &[0]).map(drop)?
+        }
     }
     Ok(())
 }

@@ -281,9 +281,7 @@ fn publish_directory(
         Some(mount) if mount.source == *device => {
             return match (mount.read_only, read_only) {
                 (false, true) => Ok(mounts::make_read_only(target)?),
-                (true, false) => {
-                    Err(NodeError::PublishedOtherwise { name: name.to_owned(), path: target.to_owned() })
-                }
+                (true, false) => Err(NodeError::PublishedOtherwise { name: name.to_owned(), path: target.to_owned() }),
                 _ => Ok(()),
             };
         }

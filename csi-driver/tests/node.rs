@@ -1,7 +1,7 @@
 //! The node service on this machine: a real cluster, a real attach agent, real devices and mounts. Needs root.
 //!
-//! The test plays the controller, which takes the epochs, and kubelet, which calls. `holdfast` is looked for beside this
-//! test's own folder: `cargo build -p holdfast-cli` makes it.
+//! The test plays the controller, which takes the epochs, and kubelet, which calls. `holdfast` is looked for beside
+//! this test's own folder: `cargo build -p holdfast-cli` makes it.
 
 #![allow(clippy::unwrap_used, reason = "a failure of a test's own set-up needs no words")]
 

@@ -35,7 +35,8 @@ pub enum FileSystemError {
     #[error("dumpe2fs does not say how large the file system on {0} is")]
     Size(PathBuf),
     #[error(
-        "this kernel does not let an ext4 file system grow while it is mounted (it asks for CAP_SYS_RESOURCE): it grows when {0} is mounted next"
+        "this kernel does not let a mounted ext4 file system grow (it asks for CAP_SYS_RESOURCE): it grows when {0} is \
+         mounted next"
     )]
     NotWhileMounted(PathBuf),
 }
@@ -240,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_size_of_an_ext4_file_system_is_read() {
-        let words = "dumpe2fs 1.47\nInode count:              65536\nBlock count:              262144\nBlock size:               4096\n";
+        let words = "dumpe2fs 1.47\nInode count:      65536\nBlock count:      262144\nBlock size:       4096\n";
         assert_eq!(ext4_size(words), Some(1 << 30));
         assert_eq!(ext4_size("Block count: 1\n"), None);
         assert_eq!(ext4_size("Block count: many\nBlock size: 4096\n"), None);

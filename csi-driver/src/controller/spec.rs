@@ -199,8 +199,8 @@ impl Sizes {
     }
 }
 
-/// The machine whose pod waits for the volume. What the CO would take next says nothing about where copies lie well, and
-/// what is merely possible prefers nobody.
+/// The machine whose pod waits for the volume. What the CO would take next says nothing about where copies lie well,
+/// and what is merely possible prefers nobody.
 fn preferred(requirement: Option<&TopologyRequirement>) -> Vec<String> {
     let first = requirement.and_then(|requirement| requirement.preferred.first());
     first.and_then(|topology| topology.segments.get(TOPOLOGY_NODE)).cloned().into_iter().collect()

@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// How long the agent may work on a command before it says `pending`. Kubelet gives an RPC two minutes, and comes again.
+/// How long the agent may work on a command before it says `pending`. Kubelet gives an RPC two minutes, and comes
+/// again.
 const WAIT: Duration = Duration::from_secs(30);
 /// Beyond [`WAIT`], for the answer to come.
 const ANSWER_WITHIN: Duration = Duration::from_secs(40);

@@ -26,6 +26,7 @@ pub fn serve(options: StorageNode) -> Result<()> {
         advertise: options.advertise,
         advertise_api: options.advertise_api,
         zone: options.zone,
+        http: options.http,
         pki: options.pki,
         join: options.join.map(|cluster| holdfast_node::Join { cluster, seeds: options.seeds }),
         sockets: options.sockets,

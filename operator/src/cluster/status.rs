@@ -85,7 +85,8 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
             // What runs goes on running.
         }
         Some(Step::Wait { silent, why }) => {
-            let pods: Vec<String> = silent.iter().filter_map(|name| Some(format!("{name}: {}", waits(observed, name)?))).collect();
+            let pods: Vec<String> =
+                silent.iter().filter_map(|name| Some(format!("{name}: {}", waits(observed, name)?))).collect();
             let why = if pods.is_empty() { why.clone() } else { pods.join("; ") };
             conditions.reconciling(
                 "WaitingForMembers",

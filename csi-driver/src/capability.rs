@@ -90,10 +90,7 @@ mod tests {
     use crate::csi::volume_capability::{AccessMode, BlockVolume, MountVolume};
 
     fn capability(mode: Mode, access_type: AccessType) -> VolumeCapability {
-        VolumeCapability {
-            access_mode: Some(AccessMode { mode: mode.into() }),
-            access_type: Some(access_type),
-        }
+        VolumeCapability { access_mode: Some(AccessMode { mode: mode.into() }), access_type: Some(access_type) }
     }
 
     #[test]

@@ -44,7 +44,8 @@ impl identity_server::Identity for Identity {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let service = |kind: service::Type| plugin_capability::Type::Service(plugin_capability::Service { r#type: kind.into() });
+        let service =
+            |kind: service::Type| plugin_capability::Type::Service(plugin_capability::Service { r#type: kind.into() });
         let online = volume_expansion::Type::Online.into();
         let capabilities = [
             service(service::Type::ControllerService),

@@ -3,8 +3,8 @@
 //! **controller**, one per Kubernetes cluster: a volume is an object `Volume`, which the operator carries out; an
 //! attachment is an epoch, which the driver takes and ends at the storage nodes. **node**, one per machine: it puts a
 //! device, which the attach agent makes, where kubelet wants it, with a file system on it. No volume's data passes
-//! through either, and both may die at any time: what must outlive them is in the cluster, at the agent, in the kernel's
-//! mounts, or in a small file per staged volume.
+//! through either, and both may die at any time: what must outlive them is in the cluster, at the agent, in the
+//! kernel's mounts, or in a small file per staged volume.
 //!
 //! Not here: placing, healing, fencing, devices. What is decided is decided by pure functions (`controller::spec`,
 //! `controller::capacity`, `controller::outcome`, `node::plan`, `capability`); the services around them lock, call and

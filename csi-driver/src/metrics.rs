@@ -97,9 +97,8 @@ mod tests {
         metrics.on_call("NodeStageVolume", Code::Ok, Duration::from_secs(1000));
         metrics.on_call("NodeStageVolume", Code::Aborted, Duration::ZERO);
         let text = metrics.render();
-        let line = |le: &str| {
-            format!("rpc_duration_seconds_bucket{{method=\"NodeStageVolume\",code=\"OK\",le=\"{le}\"}} ")
-        };
+        let line =
+            |le: &str| format!("rpc_duration_seconds_bucket{{method=\"NodeStageVolume\",code=\"OK\",le=\"{le}\"}} ");
         assert!(text.contains(&(line("0.025") + "0")) && text.contains(&(line("0.1") + "1")), "{text}");
         assert!(text.contains(&(line("300") + "1")) && text.contains(&(line("+Inf") + "2")), "{text}");
         assert!(text.contains("code=\"ABORTED\"} 1"), "{text}");

@@ -30,7 +30,9 @@ pub async fn run<T: Send + 'static>(
         }
         result
     });
-    task.await.unwrap_or_else(|error| Err(Status::internal(format!("{method} ended early: {error}")))).map(Response::new)
+    task.await
+        .unwrap_or_else(|error| Err(Status::internal(format!("{method} ended early: {error}"))))
+        .map(Response::new)
 }
 
 /// The text of an error with its causes, for a status that carries only text.

@@ -12,7 +12,7 @@ fn generate(root: &Path, out: &Path) {
         .build_server(true)
         .btree_map(".")
         // The specification's words stay in the specification's file.
-        .disable_comments(".")
+        .disable_comments(["."])
         .emit_rerun_if_changed(false)
         .out_dir(out)
         .compile_fds(descriptors)

@@ -23,8 +23,8 @@ static STUCK: Mutex<Vec<Child>> = Mutex::new(Vec::new());
 pub enum CommandError {
     #[error("cannot run {command}")]
     Start { command: String, source: io::Error },
-    #[error("{command} failed ({status}): {stderr}")]
-    Failed { command: String, status: ExitStatus, stderr: String },
+    #[error("{command} failed ({status}): {said}")]
+    Failed { command: String, status: ExitStatus, said: String },
     #[error("{command} is not through after {} s: {stderr}", .within.as_secs())]
     TimedOut { command: String, within: Duration, stderr: String },
     #[error("{STUCK_MAX} commands hang in the kernel of this machine: no more are started before one ends")]
@@ -57,7 +57,9 @@ pub fn run(command: &mut Command, within: Duration, good: &[i32]) -> Result<Stri
         std::thread::sleep(LOOK_EVERY);
     };
     if !status.code().is_some_and(|code| good.contains(&code)) {
-        return Err(CommandError::Failed { command: name, status, stderr: tail(&mut err) });
+        // e2fsck says what it found on its output.
+        let said = Some(tail(&mut err)).filter(|words| !words.is_empty()).unwrap_or_else(|| tail(&mut out));
+        return Err(CommandError::Failed { command: name, status, said });
     }
     Ok(text(&mut out))
 }

@@ -34,7 +34,10 @@ pub enum FileSystemError {
     Io { path: PathBuf, source: io::Error },
     #[error("dumpe2fs does not say how large the file system on {0} is")]
     Size(PathBuf),
-    #[error("this kernel does not let an ext4 file system grow while it is mounted (it asks for CAP_SYS_RESOURCE): it grows when {0} is mounted next")]
+    #[error(
+        "this kernel does not let a mounted ext4 file system grow (it asks for CAP_SYS_RESOURCE): it grows when {0} is \
+         mounted next"
+    )]
     NotWhileMounted(PathBuf),
 }
 
@@ -126,7 +129,9 @@ pub fn recognise(device: &Path, wanted: Option<FileSystem>) -> Result<FileSystem
 pub fn check(device: &Path, kind: FileSystem) -> Result<(), FileSystemError> {
     match kind {
         // 1 is: repaired. Anything above needs a person.
-        FileSystem::Ext4 => command::run(Command::new("e2fsck").arg("-p").arg(device), FSCK_WITHIN, &[0, 1]).map(drop)?,
+        FileSystem::Ext4 => {
+            command::run(Command::new("e2fsck").arg("-p").arg(device), FSCK_WITHIN, &[0, 1]).map(drop)?
+        }
         // Its mount replays the log; there is nothing else that may be done unasked.
         FileSystem::Xfs => {}
     }
@@ -158,14 +163,16 @@ pub fn grow_mounted(device: &Path, target: &Path, kind: FileSystem) -> Result<()
             match command::run(Command::new("resize2fs").arg(device), GROW_WITHIN, &[0]) {
                 Ok(_) => {}
                 Err(CommandError::Failed { .. }) if !ext4_lacks(now, room) => {}
-                Err(CommandError::Failed { stderr, .. }) if stderr.contains("Permission denied") => {
+                Err(CommandError::Failed { said, .. }) if said.contains("Permission denied") => {
                     return Err(FileSystemError::NotWhileMounted(device.to_owned()));
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         // Does nothing where there is nothing to do.
-        FileSystem::Xfs => command::run(Command::new("xfs_growfs").arg("-d").arg(target), GROW_WITHIN, &[0]).map(drop)?,
+        FileSystem::Xfs => {
+            command::run(Command::new("xfs_growfs").arg("-d").arg(target), GROW_WITHIN, &[0]).map(drop)?
+        }
     }
     Ok(())
 }
@@ -234,7 +241,7 @@ mod tests {
 
     #[test]
     fn the_size_of_an_ext4_file_system_is_read() {
-        let words = "dumpe2fs 1.47\nInode count:              65536\nBlock count:              262144\nBlock size:               4096\n";
+        let words = "dumpe2fs 1.47\nInode count:      65536\nBlock count:      262144\nBlock size:       4096\n";
         assert_eq!(ext4_size(words), Some(1 << 30));
         assert_eq!(ext4_size("Block count: 1\n"), None);
         assert_eq!(ext4_size("Block count: many\nBlock size: 4096\n"), None);

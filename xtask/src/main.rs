@@ -52,6 +52,22 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Build the programs for shipping, and from them the image `holdfast:<commit>`
+    Image,
+    /// A Kubernetes cluster in containers, by kind
+    Cluster {
+        #[command(subcommand)]
+        action: tasks::cluster::Action,
+        #[command(flatten)]
+        options: tasks::cluster::Options,
+    },
+    /// Run lanes of tests against a kind cluster, made here if it is not there
+    E2e {
+        #[command(flatten)]
+        options: tasks::cluster::Options,
+        #[command(flatten)]
+        arguments: tasks::e2e::Arguments,
+    },
     /// Install the pinned cargo-nextest and cargo-deny into the target directory, unless they are there
     Tools,
 }
@@ -74,6 +90,9 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Task::Test { nextest } => tasks::test::run(&workspace, &nextest),
         Task::Sim { arguments } => return tasks::sim::run(&workspace, &arguments),
         Task::Bench { arguments } => tasks::bench::run(&workspace, &arguments),
+        Task::Image => tasks::image::run(&workspace).map(|image| println!("{image}")),
+        Task::Cluster { action, options } => tasks::cluster::run(&workspace, &action, &options),
+        Task::E2e { options, arguments } => tasks::e2e::run(&workspace, &options, &arguments),
         Task::Tools => tasks::tools::run(&workspace),
     }
     .map(|()| ExitCode::SUCCESS)

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +18,16 @@ pub struct Step {
 
 impl Step {
     pub fn cargo<A: AsRef<OsStr>>(workspace: &Workspace, title: &str, arguments: &[A]) -> Step {
-        let mut command = Command::new(cargo());
+        Step::program(workspace, title, cargo(), arguments)
+    }
+
+    pub fn program<A: AsRef<OsStr>>(
+        workspace: &Workspace,
+        title: &str,
+        program: impl AsRef<OsStr>,
+        arguments: &[A],
+    ) -> Step {
+        let mut command = Command::new(program);
         command
             .args(arguments)
             .current_dir(&workspace.root)
@@ -32,6 +41,12 @@ impl Step {
         self
     }
 
+    /// Lets what the program prints go to standard error, where the output of this task is something else.
+    pub fn stdout_to_stderr(mut self) -> Step {
+        self.command.stdout(std::io::stderr());
+        self
+    }
+
     pub fn run(mut self) -> Result<()> {
         eprintln!("== {}", self.title);
         let status = self.command.status().with_context(|| format!("cannot start {:?}", self.command.get_program()))?;
@@ -42,8 +57,9 @@ impl Step {
     }
 
     fn command_line(&self) -> String {
-        let words: Vec<_> = self.command.get_args().map(|word| word.to_string_lossy()).collect();
-        format!("cargo {}", words.join(" "))
+        let program = Path::new(self.command.get_program()).file_name().unwrap_or_default();
+        let words: Vec<_> = [program].into_iter().chain(self.command.get_args()).map(OsStr::to_string_lossy).collect();
+        words.join(" ")
     }
 }
 

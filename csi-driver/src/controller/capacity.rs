@@ -90,7 +90,11 @@ mod tests {
     fn copies_need_as_many_nodes() {
         let nodes = [node("a", "", &[10 * GIB]), node("b", "", &[6 * GIB]), node("c", "", &[4 * GIB])];
         assert_eq!(placeable(&nodes, 3, Spread::Node), capacity(4, 4));
-        assert_eq!(placeable(&nodes, 2, Spread::Node), capacity(10, 6), "6+4 and 6 of the first, in two volumes or more");
+        assert_eq!(
+            placeable(&nodes, 2, Spread::Node),
+            capacity(10, 6),
+            "6+4 and 6 of the first, in two volumes or more"
+        );
         assert_eq!(placeable(&nodes, 1, Spread::Node), capacity(20, 10));
         assert_eq!(placeable(&nodes, 4, Spread::Node), capacity(0, 0));
         assert_eq!(placeable(&[], 3, Spread::Node), capacity(0, 0));

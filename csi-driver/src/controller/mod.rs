@@ -282,7 +282,8 @@ impl Inner {
         &self,
         request: csi::ControllerListVolumeHealthRequest,
     ) -> Result<csi::ControllerListVolumeHealthResponse, ControllerError> {
-        let entry = |volume: &Volume| csi::VolumeHealth { volume_id: name_of(volume), health_statuses: health::of(volume) };
+        let entry =
+            |volume: &Volume| csi::VolumeHealth { volume_id: name_of(volume), health_statuses: health::of(volume) };
         let all: Vec<csi::VolumeHealth> = self.ours().await?.iter().map(entry).collect();
         let abnormal = all.into_iter().filter(|entry| !entry.health_statuses.is_empty()).collect();
         let name = |entry: &csi::VolumeHealth| entry.volume_id.clone();
@@ -510,9 +511,8 @@ fn present(what: &'static str, text: &str) -> Result<(), ControllerError> {
 }
 
 fn publish_context(volume: &v1::Volume, epoch: u64) -> BTreeMap<String, String> {
-    let node = |replica: &v1::ReplicaStatus| {
-        serde_json::json!({ "node": replica.node_id, "address": replica.peer_address })
-    };
+    let node =
+        |replica: &v1::ReplicaStatus| serde_json::json!({ "node": replica.node_id, "address": replica.peer_address });
     let nodes: Vec<serde_json::Value> = volume.replicas.iter().map(node).collect();
     [
         (context::VOLUME_ID.to_owned(), volume.volume_id.clone()),

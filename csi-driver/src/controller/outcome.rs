@@ -51,8 +51,8 @@ fn code_of(reason: &str) -> Option<Code> {
     match reason {
         // The provisioner then asks the scheduler for another node, or waits for capacity.
         "NoPlacement" | "NoCapacity" | "NoSpace" | "TooFewNodes" | "LimitReached" => Some(Code::ResourceExhausted),
-        "InvalidSpec" | "InvalidArgument" | "CannotShrink" | "UnknownCluster" => Some(Code::InvalidArgument),
-        "VolumeDiffers" | "NameTaken" => Some(Code::AlreadyExists),
+        "InvalidSpec" | "InvalidSize" | "InvalidArgument" | "CannotShrink" => Some(Code::InvalidArgument),
+        "VolumeDiffers" | "NameTaken" | "AlreadyExists" | "AnotherVolume" => Some(Code::AlreadyExists),
         _ => None,
     }
 }

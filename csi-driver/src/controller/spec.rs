@@ -30,8 +30,6 @@ pub const SIZE_BYTES_MIN: u64 = 1 << 20;
 pub const SIZE_BYTES_MAX: u64 = 64 << 40;
 /// Where the request names none.
 const SIZE_BYTES_DEFAULT: u64 = 1 << 30;
-/// Longest `preferredNodes` of a Volume.
-const PREFERRED_MAX: usize = 16;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
@@ -201,20 +199,11 @@ impl Sizes {
     }
 }
 
-/// Machines in the order of the CO's preference: the one whose pod waits for the volume comes first.
+/// The machine whose pod waits for the volume. What the CO would take next says nothing about where copies lie well,
+/// and what is merely possible prefers nobody.
 fn preferred(requirement: Option<&TopologyRequirement>) -> Vec<String> {
-    let mut nodes: Vec<String> = Vec::new();
-    let Some(requirement) = requirement else { return nodes };
-    // Requisite alone names every node there is, which prefers none.
-    for topology in &requirement.preferred {
-        if let Some(node) = topology.segments.get(TOPOLOGY_NODE)
-            && !nodes.contains(node)
-            && nodes.len() < PREFERRED_MAX
-        {
-            nodes.push(node.clone());
-        }
-    }
-    nodes
+    let first = requirement.and_then(|requirement| requirement.preferred.first());
+    first.and_then(|topology| topology.segments.get(TOPOLOGY_NODE)).cloned().into_iter().collect()
 }
 
 #[cfg(test)]
@@ -264,13 +253,13 @@ mod tests {
             ("example.com/other", "x"),
         ]);
         let topology = |node: &str| Topology { segments: map(&[(TOPOLOGY_NODE, node)]) };
-        let preferred = vec![topology("b"), topology("a"), topology("b")];
+        let preferred = vec![topology("b"), topology("a")];
         request.accessibility_requirements = Some(TopologyRequirement { requisite: vec![topology("c")], preferred });
         let wanted = Wanted::of(&request, &ours()).unwrap();
         assert_eq!((wanted.object.as_str(), wanted.spec.size.0.as_str()), ("pvc-1", "1Gi"));
         assert_eq!((wanted.spec.replicas, wanted.spec.logical_block_size), (Some(2), Some(512)));
         assert_eq!(wanted.spec.placement.spread, Spread::Zone);
-        assert_eq!(wanted.spec.placement.preferred_nodes, ["b", "a"]);
+        assert_eq!(wanted.spec.placement.preferred_nodes, ["b"]);
         assert_eq!(wanted.volume_context, map(&[("fsType", "xfs"), ("mkfsOptions", "-m 1")]));
         assert_eq!(wanted.annotations, map(&[("holdfast.dev/pvc", "data")]));
     }

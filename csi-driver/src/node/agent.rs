@@ -12,7 +12,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// How long the agent may work on a command before it says `pending`. Kubelet gives an RPC two minutes, and comes again.
+/// How long the agent may work on a command before it says `pending`. Kubelet gives an RPC two minutes, and comes
+/// again.
 const WAIT: Duration = Duration::from_secs(30);
 /// Beyond [`WAIT`], for the answer to come.
 const ANSWER_WITHIN: Duration = Duration::from_secs(40);
@@ -89,7 +90,8 @@ impl Agent {
     /// Ends the device and keeps the epoch, which the controller ends. What is not there is let go of already.
     pub fn release(&self, volume: VolumeId, force: bool) -> Result<(), AgentError> {
         let wait_ms = WAIT.as_millis() as u64;
-        let command = json!({ "command": "detach", "volume": volume, "force": force, "keep": true, "wait_ms": wait_ms });
+        let command =
+            json!({ "command": "detach", "volume": volume, "force": force, "keep": true, "wait_ms": wait_ms });
         match self.call::<()>(command) {
             Err(AgentError::Refused { code: Code::NotFound, .. }) => Ok(()),
             result => result,
@@ -105,8 +107,7 @@ impl Agent {
     fn call<T: DeserializeOwned>(&self, mut command: Value) -> Result<T, AgentError> {
         let _slot = self.slot()?;
         let stream = UnixStream::connect(&self.socket);
-        let mut stream =
-            stream.map_err(|source| AgentError::Unreachable { path: self.socket.clone(), source })?;
+        let mut stream = stream.map_err(|source| AgentError::Unreachable { path: self.socket.clone(), source })?;
         stream.set_read_timeout(Some(ANSWER_WITHIN)).map_err(AgentError::Silent)?;
         stream.set_write_timeout(Some(ANSWER_WITHIN)).map_err(AgentError::Silent)?;
         command["version"] = CONTROL_VERSION.into();

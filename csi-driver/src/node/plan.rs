@@ -18,7 +18,9 @@ pub enum Step {
     Attach,
     /// What is there belongs to an epoch that is over, or cannot be served any more: it goes, by force, and a new
     /// device comes. No write of it can land: the cluster has granted a later epoch, or the agent has given it up.
-    Replace { device: Option<PathBuf> },
+    Replace {
+        device: Option<PathBuf>,
+    },
     Refuse(Refusal),
 }
 

@@ -34,7 +34,9 @@ pub struct Record {
 pub enum RecordError {
     #[error("{path} cannot be used")]
     Io { path: PathBuf, source: io::Error },
-    #[error("{path} is no record of a staged volume: {detail}; move it away only if nothing on this node uses the volume")]
+    #[error(
+        "{path} is no record of a staged volume: {detail}; move it away only if nothing on this node uses the volume"
+    )]
     Malformed { path: PathBuf, detail: String },
 }
 

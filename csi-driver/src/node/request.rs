@@ -73,10 +73,8 @@ impl Grant {
         let get = |key| publish_context.get(key).ok_or(NodeError::Missing("publish_context"));
         let volume = parse("publish_context.volumeId", get(context::VOLUME_ID)?)?;
         let epoch = parse("publish_context.epoch", get(context::EPOCH)?)?;
-        let nodes = serde_json::from_str(get(context::NODES)?).map_err(|error| NodeError::Malformed {
-            what: "publish_context.nodes",
-            detail: error.to_string(),
-        })?;
+        let nodes = serde_json::from_str(get(context::NODES)?)
+            .map_err(|error| NodeError::Malformed { what: "publish_context.nodes", detail: error.to_string() })?;
         Ok(Grant { volume, epoch, nodes })
     }
 }

@@ -219,6 +219,10 @@ impl Volumes {
     ) -> Result<(), NodeError> {
         let Served { device, formatted } = served;
         if let Some(mount) = mounts::at(&stage.staging)? {
+            if mount.source == *device && wanted.is_some_and(|wanted| wanted.name() != mount.file_system) {
+                let path = stage.staging.clone();
+                return Err(NodeError::StagedOtherwise { name: stage.name.clone(), path });
+            }
             if mount.source == *device && (stage.access.read_only || !mount.file_system_read_only) {
                 return Ok(());
             }
@@ -277,9 +281,7 @@ fn publish_directory(
         Some(mount) if mount.source == *device => {
             return match (mount.read_only, read_only) {
                 (false, true) => Ok(mounts::make_read_only(target)?),
-                (true, false) => {
-                    Err(NodeError::PublishedOtherwise { name: name.to_owned(), path: target.to_owned() })
-                }
+                (true, false) => Err(NodeError::PublishedOtherwise { name: name.to_owned(), path: target.to_owned() }),
                 _ => Ok(()),
             };
         }

@@ -12,6 +12,7 @@ use crate::entry::{Body, Command, Configuration, LogIndex, Term};
 use crate::liveness::{Liveness, SupportEpoch};
 use crate::log::entry_bytes;
 use crate::message::{AppendResult, MessageBody, Shortage};
+use crate::pace::{LAG_BYTES_MAX, Pace};
 use crate::progress::{Progress, ProgressState};
 use crate::raft::{Raft, Retiring, State};
 use crate::refusal::Refusal;
@@ -50,6 +51,7 @@ pub(crate) struct Leading {
     check_quorum_at: Option<Timestamp>,
     notice_at: Option<Timestamp>,
     uncommitted_bytes: usize,
+    pace: Pace,
 }
 
 #[derive(Debug)]
@@ -81,12 +83,13 @@ impl Leading {
             check_quorum_at: Some(check_quorum_at),
             notice_at: None,
             uncommitted_bytes,
+            pace: Pace::default(),
         }
     }
 
     pub(crate) fn deadline(&self) -> Option<Timestamp> {
         let transfer = self.transfer.as_ref().map(|transfer| transfer.until);
-        let own = [self.check_quorum_at, self.notice_at, transfer].into_iter().flatten();
+        let own = [self.check_quorum_at, self.notice_at, transfer, self.pace.deadline()].into_iter().flatten();
         own.chain(self.peers.values().filter_map(|progress| progress.resend_at)).min()
     }
 }
@@ -96,12 +99,26 @@ impl<C: Command> Raft<C> {
     pub fn propose(&mut self, now: Timestamp, liveness: &mut dyn Liveness, command: C) -> Result<LogIndex, Refusal> {
         self.now = now;
         self.must_lead(liveness)?;
+        if let State::Leader(leading) = &mut self.state
+            && !leading.pace.admits(now)
+        {
+            return Err(Refusal::Busy);
+        }
         let index = self.append(Body::Command(command));
         let bytes = self.log.entry(index).map_or(0, entry_bytes);
         if let State::Leader(leading) = &mut self.state {
             leading.uncommitted_bytes += bytes;
+            leading.pace.on_taken(now, bytes);
         }
         Ok(index)
+    }
+
+    /// A peer that is brought up beside the log has got `bytes` more and would not catch up without help: commands are
+    /// taken in more slowly than that.
+    pub fn pace(&mut self, now: Timestamp, bytes: usize) {
+        if let State::Leader(leading) = &mut self.state {
+            leading.pace.on_progress(now, bytes);
+        }
     }
 
     /// Starts a joint change to `new`, whose `outgoing` must be empty; the change is finished by the leader itself.
@@ -214,7 +231,15 @@ impl<C: Command> Raft<C> {
         match result {
             AppendResult::Submitted(index) => {
                 progress.full = false;
+                let before = progress.flushed;
                 progress.on_submitted(index, flushed);
+                // One that keeps up has been sent everything.
+                if progress.flushed > before && progress.next <= last {
+                    let lags = log.bytes_reach(progress.next, LAG_BYTES_MAX);
+                    if lags {
+                        leading.pace.on_progress(now, log.bytes_between(before, progress.flushed));
+                    }
+                }
             }
             AppendResult::Mismatch { rejected, hint } => {
                 // A hint above says that the peer's base is there: its log begins later than it was asked for.
@@ -251,6 +276,7 @@ impl<C: Command> Raft<C> {
         if check {
             leading.check_quorum_at = None;
         }
+        leading.pace.on_deadline(now);
         let transfer = leading.transfer.as_ref().filter(|transfer| transfer.until <= now).map(|transfer| transfer.told);
         match transfer {
             Some(true) => {

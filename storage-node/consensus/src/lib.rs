@@ -14,6 +14,7 @@ mod leading;
 pub mod liveness;
 mod log;
 pub mod message;
+mod pace;
 mod progress;
 pub mod raft;
 mod random;

@@ -122,6 +122,16 @@ impl<C: Command> Log<C> {
         self.entries.iter().take(through).skip(skip).map(entry_bytes).sum()
     }
 
+    /// Whether the entries from `from` on have so many bytes.
+    pub(crate) fn bytes_reach(&self, from: LogIndex, bytes: usize) -> bool {
+        let skip = (from.0.saturating_sub(self.base.index.0) as usize).saturating_sub(1);
+        let mut sum = 0usize;
+        self.entries.iter().skip(skip).any(|entry| {
+            sum = sum.saturating_add(entry_bytes(entry));
+            sum >= bytes
+        })
+    }
+
     /// The configuration in force: the last one appended, committed or not.
     pub(crate) fn configuration(&self) -> &Configuration {
         &self.configurations.last().expect("never empty").1

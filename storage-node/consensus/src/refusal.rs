@@ -18,7 +18,7 @@ pub enum Refusal {
     ConfigurationPending,
     #[error("illegal configuration: {0}")]
     Configuration(#[from] ConfigurationError),
-    #[error("too much waits for a quorum already")]
+    #[error("too much waits for a quorum already, or a copy catches up and must gain on the writes")]
     Busy,
     #[error("a majority has no room for more data")]
     NoRoom,

@@ -237,7 +237,7 @@ impl Run {
         let blocks = 1 + self.random.below(30) as usize;
         let fill = self.random.next().to_le_bytes();
         let data: Vec<u8> = fill.into_iter().cycle().take(blocks * BLOCK_BYTES).collect();
-        let checksums: Arc<[u32]> = data.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+        let checksums: Arc<[u32]> = data.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
         Mutation::Write { first_block, data: data.into(), checksums }
     }
 
@@ -508,7 +508,7 @@ fn a_second_rebuild_copies_only_what_changed_since() {
     };
     let first = finish(&mut run);
     let before = run.sender.applied;
-    let data: Arc<[u32]> = [crc32c::crc32c(&[9; BLOCK_BYTES])].into();
+    let data: Arc<[u32]> = [holdfast_block::checksum(&[9; BLOCK_BYTES])].into();
     let write = Mutation::Write { first_block: 5, data: vec![9; BLOCK_BYTES].into(), checksums: data };
     run.sender.apply(write);
     run.random = Random(u64::MAX);

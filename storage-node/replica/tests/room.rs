@@ -43,7 +43,7 @@ impl StateMachine for Slots {
 
     fn payload_at(command: &LogCommand) -> Option<PayloadAt> {
         let first_block = 16 * u64::from_le_bytes(command.header[..].try_into().unwrap());
-        let checksums: Arc<[u32]> = command.payload.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+        let checksums: Arc<[u32]> = command.payload.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
         Some(PayloadAt { first_block, checksums })
     }
 

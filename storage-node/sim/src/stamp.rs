@@ -62,9 +62,8 @@ impl BlockStamp {
         block.resize(bytes - CHECKSUM_BYTES, 0);
         let mut fill = Prng::new(self.salt).split("fill", self.write.0).split("block", self.block);
         fill.fill(&mut block[HEADER_BYTES..]);
-        // Not the checksum itself: bytes that end with their own CRC-32C all have one and the same CRC-32C, and the store
-        // could not tell one block from another.
-        let check = crc32c::crc32c(&block).wrapping_mul(0x9e37_79b1);
+        // As file systems end blocks of theirs; all such blocks have one and the same CRC-32C.
+        let check = crc32c::crc32c(&block);
         block.put_u32_le(check);
         block.freeze()
     }

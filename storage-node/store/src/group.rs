@@ -43,7 +43,7 @@ pub struct Record {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PayloadAt {
     pub first_block: u64,
-    /// crc32c of every block of the payload, as the mutation will have them.
+    /// Checksum of every block of the payload, as the mutation will have them.
     pub checksums: Arc<[u32]>,
 }
 
@@ -78,7 +78,7 @@ pub struct GroupState {
 /// A change of a group's blocks; block numbers count 4096 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// `checksums`: crc32c of every 4096 bytes of `data`, as long as `data` has blocks.
+    /// `checksums`: `holdfast_block::checksum` of every 4096 bytes of `data`, as long as `data` has blocks.
     Write { first_block: u64, data: Bytes, checksums: Arc<[u32]> },
     /// The blocks read as zeroes; `discard` gives the space back.
     Zero { first_block: u64, count: u64, discard: bool },
@@ -95,7 +95,7 @@ pub struct InstalledSlot {
     pub present: u16,
     /// The present blocks, in order.
     pub data: Bytes,
-    /// crc32c of each of them.
+    /// Checksum of each of them.
     pub checksums: Arc<[u32]>,
 }
 

@@ -96,6 +96,10 @@ impl Limits {
     /// Until the greeting is over.
     pub const GREETING: Limits = Limits { meta_bytes_max: OWN_META_BYTES_MAX, payload_bytes_max: 0 };
     pub const OPEN: Limits = Limits { meta_bytes_max: META_BYTES_MAX, payload_bytes_max: PAYLOAD_BYTES_MAX };
+
+    pub fn is_greeting(self) -> bool {
+        self.payload_bytes_max == 0
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,8 @@
 //! Stages only go forward: `Handshake` (TLS) -> `Greeting` (our hello is queued) -> `Open` -> `Finishing` (nothing is
 //! taken any more, the rest of the queue and the farewell go out).
 
+use std::io::IoSlice;
+
 use holdfast_id::ClusterId;
 
 use crate::close::{CODE_GOODBYE, CloseReason};
@@ -13,7 +15,7 @@ use crate::hello::{Demands, Hello, close_code, close_frame};
 use crate::identity::Bearer;
 use crate::inbox::Inbox;
 use crate::outbox::{Full, Outbox, QueueBytes};
-use crate::outgoing::{OUTGOING_BYTES, Outgoing};
+use crate::outgoing::Outgoing;
 use crate::tls::{RECORD_BYTES, TlsSession};
 
 /// Input kept because its record or handshake message is incomplete. The longest of either has 64 KiB.
@@ -84,7 +86,7 @@ impl Link {
     /// Lets TLS begin; a client speaks first.
     pub fn start(&mut self, out: &mut Outgoing) -> Result<(), CloseReason> {
         match &mut self.tls {
-            Some(tls) => tls.decrypt(&mut [], out, &mut self.inbox).map(|_| ()).inspect_err(|_| self.broken = true),
+            Some(tls) => tls.decrypt(&mut [], out, &mut |_| ()).map(|_| ()).inspect_err(|_| self.broken = true),
             None => Ok(()),
         }
     }
@@ -115,7 +117,7 @@ impl Link {
         let mut outcome = Ok(());
         match &mut self.tls {
             None => self.inbox.extend(input),
-            Some(tls) => match tls.decrypt(input, out, &mut self.inbox) {
+            Some(tls) => match tls.decrypt(input, out, &mut |bytes| self.inbox.extend(bytes)) {
                 Ok(decrypted) => {
                     let leftover = &input[decrypted.consumed..];
                     if leftover.len() > LEFTOVER_BYTES_MAX {
@@ -134,11 +136,32 @@ impl Link {
             self.greet_if_secure()?;
         }
         // What came before a failure counts: often it says why the peer gave up.
+        self.take_frames(on_event)?;
+        outcome?;
+        if ended { Err(CloseReason::Vanished) } else { Ok(()) }
+    }
+
+    /// Where the next bytes of a plaintext stream can be read to the place where they stay: that place. Whatever was
+    /// read goes to [`Link::on_payload`].
+    pub fn payload(&mut self) -> Option<&mut Vec<u8>> {
+        if self.is_plain() && self.stage == Stage::Open { self.inbox.long() } else { None }
+    }
+
+    pub fn on_payload(&mut self, on_event: &mut dyn FnMut(LinkEvent)) -> Result<(), CloseReason> {
+        self.inbox.on_long_read();
+        self.take_frames(on_event)
+    }
+
+    fn take_frames(&mut self, on_event: &mut dyn FnMut(LinkEvent)) -> Result<(), CloseReason> {
         while let Some((_, frame)) = self.inbox.next()? {
             self.on_frame(frame, on_event)?;
         }
-        outcome?;
-        if ended { Err(CloseReason::Vanished) } else { Ok(()) }
+        Ok(())
+    }
+
+    /// Bytes go over the socket as they are.
+    pub fn is_plain(&self) -> bool {
+        self.tls.is_none()
     }
 
     /// Who is not whom we expect gets no hello: it must not believe that we are connected.
@@ -220,36 +243,29 @@ impl Link {
         self.stage = Stage::Finishing;
     }
 
-    /// Whether [`Link::fill`] has something to write.
+    /// Whether [`Link::fill`], or [`Link::slices`], has something to write.
     pub fn has_output(&self) -> bool {
         !self.broken && (!self.outbox.is_empty() || (self.stage == Stage::Finishing && !self.ended))
     }
 
-    /// Moves queued frames to `out` while it has room: many small ones share a TLS record.
+    /// Without TLS: the next bytes to write, as they lie; returns how many slices of them.
+    pub fn slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.outbox.slices(slices)
+    }
+
+    /// So many bytes of [`Link::slices`] are written.
+    pub fn on_written(&mut self, count: usize) {
+        self.outbox.advance(count);
+        self.ended |= self.stage == Stage::Finishing && self.outbox.is_empty();
+    }
+
+    /// With TLS: moves queued frames to `out` while it has room: many small ones share a record.
     pub fn fill(&mut self, out: &mut Outgoing) -> Result<(), CloseReason> {
-        if self.broken {
-            return Ok(());
-        }
-        match &mut self.tls {
-            None => {
-                while out.has_room()
-                    && let Some(piece) = self.outbox.front()
-                {
-                    let count = piece.len().min(OUTGOING_BYTES);
-                    out.extend(&piece[..count]);
-                    self.outbox.advance(count);
-                }
-            }
-            Some(tls) if !tls.is_handshaking() => {
-                fill_encrypted(tls, &mut self.outbox, &mut self.leftover, out)?;
-            }
-            Some(_) => return Ok(()),
-        }
+        let Some(tls) = self.tls.as_mut().filter(|tls| !self.broken && !tls.is_handshaking()) else { return Ok(()) };
+        fill_encrypted(tls, &mut self.outbox, &mut self.leftover, out)?;
         if self.stage == Stage::Finishing && !self.ended && self.outbox.is_empty() {
             self.ended = true;
-            if let Some(tls) = &mut self.tls {
-                tls.end(&mut self.leftover, out)?;
-            }
+            tls.end(&mut self.leftover, out)?;
         }
         Ok(())
     }

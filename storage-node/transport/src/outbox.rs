@@ -1,10 +1,13 @@
 //! Frames that wait to be written: one queue per class, bounded in bytes, most urgent first.
 //!
-//! A frame that has begun is finished before another one starts; so an urgent frame waits for at most one other.
+//! A frame that has begun is finished before another one starts; so an urgent frame waits for at most one other, or, on
+//! a socket that takes them as they lie, for a few short ones that are written with it.
 
 use std::collections::VecDeque;
+use std::io::IoSlice;
 
 use crate::frame::{Class, Frame, HEADER_BYTES, Header};
+use crate::outgoing::OUTGOING_BYTES;
 
 /// Bytes that may wait per connection and class. A frame is always taken by an empty queue, however long it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,9 +44,22 @@ struct Begun {
     taken: usize,
 }
 
+impl Begun {
+    /// What of its parts is not taken, in order; empty ones among them.
+    fn rest(&self) -> [&[u8]; 3] {
+        let mut taken = self.taken;
+        [&self.header[..], &self.frame.meta, &self.frame.payload].map(|part| {
+            let (_, rest) = part.split_at(taken.min(part.len()));
+            taken = taken.saturating_sub(part.len());
+            rest
+        })
+    }
+}
+
 pub(crate) struct Outbox {
     queues: [Queue; 3],
-    begun: Option<Begun>,
+    /// In the order in which they go out; only of the first a part may be taken.
+    begun: VecDeque<Begun>,
     /// Goes out when everything else has; nothing is taken after it.
     last: Option<Frame>,
 }
@@ -51,11 +67,15 @@ pub(crate) struct Outbox {
 impl Outbox {
     pub fn new(limits: QueueBytes) -> Outbox {
         let queue = |bytes_max| Queue { bytes_max, ..Queue::default() };
-        Outbox { queues: [queue(limits.control), queue(limits.data), queue(limits.bulk)], begun: None, last: None }
+        Outbox {
+            queues: [queue(limits.control), queue(limits.data), queue(limits.bulk)],
+            begun: VecDeque::new(),
+            last: None,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
-        self.begun.is_none() && self.last.is_none() && self.queues.iter().all(|queue| queue.frames.is_empty())
+        self.begun.is_empty() && self.last.is_none() && self.queues.iter().all(|queue| queue.frames.is_empty())
     }
 
     pub fn push(&mut self, class: Class, frame: Frame) -> Result<(), Full> {
@@ -77,6 +97,7 @@ impl Outbox {
 
     /// Forgets what waits, except the frame that has begun: the peer could not find the next one otherwise.
     pub fn forget(&mut self) {
+        self.begun.retain(|begun| begun.taken > 0);
         for queue in &mut self.queues {
             queue.frames.clear();
         }
@@ -84,20 +105,36 @@ impl Outbox {
 
     /// The next bytes to write; `None` where nothing waits.
     pub fn front(&mut self) -> Option<&[u8]> {
-        if self.begun.is_none() {
-            let (class, frame) = self.take_next()?;
-            let header = Header::of(class, &frame).encode();
-            self.begun = Some(Begun { class, header, frame, taken: 0 });
+        if self.begun.is_empty() {
+            self.begin_next()?;
         }
-        let begun = self.begun.as_ref()?;
-        let meta_end = HEADER_BYTES + begun.frame.meta.len();
-        Some(if begun.taken < HEADER_BYTES {
-            &begun.header[begun.taken..]
-        } else if begun.taken < meta_end {
-            &begun.frame.meta[begun.taken - HEADER_BYTES..]
-        } else {
-            &begun.frame.payload[begun.taken - meta_end..]
-        })
+        self.begun.front()?.rest().into_iter().find(|part| !part.is_empty())
+    }
+
+    /// As many of the next pieces as fit into `slices`, of short frames several; returns how many.
+    pub fn slices<'a>(&'a mut self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut bytes: usize = self.begun.iter().map(|begun| begun.frame.wire_bytes()).sum();
+        while bytes < OUTGOING_BYTES && self.begun.len() < slices.len() {
+            match self.begin_next() {
+                Some(begun) => bytes += begun,
+                None => break,
+            }
+        }
+        let pieces = self.begun.iter().flat_map(Begun::rest).filter(|piece| !piece.is_empty());
+        let mut filled = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// Its bytes.
+    fn begin_next(&mut self) -> Option<usize> {
+        let (class, frame) = self.take_next()?;
+        let bytes = frame.wire_bytes();
+        self.begun.push_back(Begun { class, header: Header::of(class, &frame).encode(), frame, taken: 0 });
+        Some(bytes)
     }
 
     fn take_next(&mut self) -> Option<(Class, Frame)> {
@@ -109,17 +146,20 @@ impl Outbox {
         self.last.take().map(|frame| (Class::Control, frame))
     }
 
-    /// `count` bytes of [`Outbox::front`] are on their way.
-    pub fn advance(&mut self, count: usize) {
-        let begun = self.begun.as_mut().expect("front() gave the bytes that are taken");
-        begun.taken += count;
-        let bytes = begun.frame.wire_bytes();
-        assert!(begun.taken <= bytes, "more bytes were taken than the frame has");
-        if begun.taken == bytes {
-            let queue = &mut self.queues[begun.class.index()];
-            // The farewell was never counted.
-            queue.bytes = queue.bytes.saturating_sub(bytes);
-            self.begun = None;
+    /// `count` bytes of [`Outbox::front`] or [`Outbox::slices`] are on their way.
+    pub fn advance(&mut self, mut count: usize) {
+        while count > 0 {
+            let begun = self.begun.front_mut().expect("the bytes that are taken were given out");
+            let bytes = begun.frame.wire_bytes();
+            let taken = count.min(bytes - begun.taken);
+            begun.taken += taken;
+            count -= taken;
+            if begun.taken == bytes {
+                let queue = &mut self.queues[begun.class.index()];
+                // The farewell was never counted.
+                queue.bytes = queue.bytes.saturating_sub(bytes);
+                self.begun.pop_front();
+            }
         }
     }
 
@@ -206,7 +246,7 @@ mod tests {
         let take_frame = |outbox: &mut Outbox| loop {
             let count = outbox.front().expect("frames wait").len();
             outbox.advance(count);
-            if outbox.begun.is_none() {
+            if outbox.begun.is_empty() {
                 break;
             }
         };
@@ -220,6 +260,37 @@ mod tests {
         assert!(!outbox.take_writable(), "told once");
         assert_eq!(drain(&mut outbox, 64), [1, 1, 3]);
         assert!(outbox.take_writable(), "the bulk queue had refused a frame too");
+    }
+
+    #[test]
+    fn pieces_are_given_out_as_they_lie_several_short_frames_at_once() {
+        let mut outbox = Outbox::new(QueueBytes::default());
+        let frames: Vec<Frame> = (1..=40).map(|kind| frame(kind, usize::from(kind) * 997 % 9000)).collect();
+        for frame in &frames {
+            outbox.push(Class::Data, frame.clone()).expect("room");
+        }
+        outbox.push(Class::Data, frame(41, 1 << 20)).expect("room");
+        let mut bytes = Vec::new();
+        let mut calls = 0;
+        loop {
+            let mut slices = [IoSlice::new(&[]); 32];
+            let filled = outbox.slices(&mut slices);
+            if filled == 0 {
+                break;
+            }
+            let given: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
+            // As a socket would take them.
+            let taken = given.len().min(50_001);
+            bytes.extend_from_slice(&given[..taken]);
+            outbox.advance(taken);
+            calls += 1;
+        }
+        let frames = frames.into_iter().chain([frame(41, 1 << 20)]);
+        let expected: Vec<u8> = frames
+            .flat_map(|frame| [&Header::of(Class::Data, &frame).encode()[..], &frame.meta, &frame.payload].concat())
+            .collect();
+        assert!(bytes == expected && outbox.is_empty());
+        assert!(calls < 40, "{calls} calls");
     }
 
     #[test]

@@ -37,11 +37,6 @@ impl Outgoing {
         }
     }
 
-    pub fn extend(&mut self, bytes: &[u8]) {
-        self.spare(bytes.len())[..bytes.len()].copy_from_slice(bytes);
-        self.filled(bytes.len());
-    }
-
     /// At least `count` bytes to be written to; [`Outgoing::filled`] says how many were.
     pub fn spare(&mut self, count: usize) -> &mut [u8] {
         if self.bytes.len() - self.end < count {
@@ -72,7 +67,8 @@ mod tests {
         for round in 0..200u32 {
             let piece = vec![round as u8; (round as usize * 977) % 5000];
             expected.extend_from_slice(&piece);
-            outgoing.extend(&piece);
+            outgoing.spare(piece.len())[..piece.len()].copy_from_slice(&piece);
+            outgoing.filled(piece.len());
             let count = outgoing.waiting().len().min(3000);
             got.extend_from_slice(&outgoing.waiting()[..count]);
             outgoing.consume(count);

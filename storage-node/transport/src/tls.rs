@@ -28,7 +28,6 @@ use rustls::{
 
 use crate::close::{CertificateRefusal, CloseReason, Refusal};
 use crate::identity::Bearer;
-use crate::inbox::Inbox;
 use crate::outgoing::Outgoing;
 use crate::pki::{self, Identity, Roots};
 
@@ -215,20 +214,20 @@ impl TlsSession {
         pki::bearer_of(certificate).map_err(|error| CertificateRefusal::NoIdentity { detail: error.to_string() })
     }
 
-    /// Takes what came from the socket, in place; answers of the handshake go to `out`, plaintext to `inbox`.
-    /// On an error the alert that tells the peer is in `out`, and plaintext that came before it in `inbox`.
+    /// Takes what came from the socket, in place; answers of the handshake go to `out`, plaintext to `plain`.
+    /// On an error the alert that tells the peer is in `out`, and `plain` has seen what came before it.
     pub fn decrypt(
         &mut self,
         input: &mut [u8],
         out: &mut Outgoing,
-        inbox: &mut Inbox,
+        plain: &mut dyn FnMut(&[u8]),
     ) -> Result<Decrypted, CloseReason> {
         let mut decrypted = Decrypted { consumed: 0, ended: false };
         loop {
             let rest = &mut input[decrypted.consumed..];
             let (discard, step) = match &mut self.side {
-                Side::Client(connection) => advance(connection.process_tls_records(rest), out, inbox),
-                Side::Server(connection) => advance(connection.process_tls_records(rest), out, inbox),
+                Side::Client(connection) => advance(connection.process_tls_records(rest), out, plain),
+                Side::Server(connection) => advance(connection.process_tls_records(rest), out, plain),
             };
             decrypted.consumed += discard;
             match step {
@@ -236,7 +235,7 @@ impl TlsSession {
                 Ok(Step::Rest) => return Ok(decrypted),
                 Ok(Step::Ended) => decrypted.ended = true,
                 Err(error) => {
-                    self.take_alert(&mut input[decrypted.consumed..], out, inbox);
+                    self.take_alert(&mut input[decrypted.consumed..], out, plain);
                     return Err(reason(error));
                 }
             }
@@ -245,14 +244,14 @@ impl TlsSession {
 
     /// The input must stay the same: the session remembers places in it. It must not be asked once more than it has
     /// alerts to give: it would look at the broken input again.
-    fn take_alert(&mut self, rest: &mut [u8], out: &mut Outgoing, inbox: &mut Inbox) {
+    fn take_alert(&mut self, rest: &mut [u8], out: &mut Outgoing, plain: &mut dyn FnMut(&[u8])) {
         loop {
             let (_, step) = match &mut self.side {
                 Side::Client(connection) if connection.wants_write() => {
-                    advance(connection.process_tls_records(rest), out, inbox)
+                    advance(connection.process_tls_records(rest), out, plain)
                 }
                 Side::Server(connection) if connection.wants_write() => {
-                    advance(connection.process_tls_records(rest), out, inbox)
+                    advance(connection.process_tls_records(rest), out, plain)
                 }
                 _ => return,
             };
@@ -367,7 +366,7 @@ fn encode<Data>(mut data: EncodeTlsData<'_, Data>, out: &mut Outgoing) -> Result
 fn advance<Data>(
     status: UnbufferedStatus<'_, '_, Data>,
     out: &mut Outgoing,
-    inbox: &mut Inbox,
+    plain: &mut dyn FnMut(&[u8]),
 ) -> (usize, Result<Step, Error>) {
     let mut discard = status.discard;
     let step = match status.state {
@@ -376,7 +375,7 @@ fn advance<Data>(
             match traffic.next_record() {
                 Some(Ok(record)) => {
                     discard += record.discard;
-                    inbox.extend(record.payload);
+                    plain(record.payload);
                 }
                 Some(Err(error)) => break Err(error),
                 None => break Ok(Step::Again),

@@ -473,7 +473,9 @@ impl Transport {
         step: impl FnOnce(&mut Connection, &mut Shared) -> Result<Progress, CloseReason>,
     ) {
         let connecting = connection.phase == Phase::Connecting;
-        match step(&mut connection, &mut self.shared) {
+        let token = Token(self.tokens.start + slot);
+        let progress = step(&mut connection, &mut self.shared);
+        match progress.and_then(|progress| connection.watch(&self.registry, token).map(|()| progress)) {
             Ok(progress) => {
                 if connecting && connection.phase != Phase::Connecting {
                     let at = self.now.saturating_add(self.options.handshake_timeout);

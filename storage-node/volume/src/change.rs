@@ -98,13 +98,13 @@ impl Change {
                 let head = head.map(|block| {
                     payload.extend_from_slice(&block[..skip]);
                     payload.resize(BLOCK, 0);
-                    crc32c::crc32c(&payload)
+                    holdfast_block::checksum(&payload)
                 });
                 let tail = tail.map(|block| {
                     let start = payload.len();
                     payload.resize(start + cut, 0);
                     payload.extend_from_slice(&block[cut..]);
-                    crc32c::crc32c(&payload[start..])
+                    holdfast_block::checksum(&payload[start..])
                 });
                 let first_block = blocks.first + u64::from(has_head);
                 let count = blocks.count - edges;
@@ -131,6 +131,6 @@ fn merge(count: u64, head: Option<Bytes>, tail: Option<Bytes>, skip: usize, data
 }
 
 fn write(stamp: Stamp, first_block: u64, payload: &Bytes) -> Command {
-    let checksums: Arc<[u32]> = payload.chunks(BLOCK).map(crc32c::crc32c).collect();
+    let checksums: Arc<[u32]> = payload.chunks(BLOCK).map(holdfast_block::checksum).collect();
     Command::Write { stamp, first_block, checksums }
 }

@@ -32,7 +32,7 @@ pub enum Command {
     Write {
         stamp: Stamp,
         first_block: u64,
-        /// CRC-32C of each block of the payload.
+        /// Of each block of the payload, by `holdfast_block::checksum`.
         checksums: Arc<[u32]>,
     },
     /// Zeroes `[first_block, first_block + count)`, 1 to [`ZERO_BLOCKS_MAX`] blocks, and writes at most one block on
@@ -44,9 +44,9 @@ pub enum Command {
         count: u64,
         /// The space is given back.
         discard: bool,
-        /// CRC-32C of the block before `first_block`.
+        /// Checksum of the block before `first_block`.
         head: Option<u32>,
-        /// CRC-32C of the block at `first_block + count`.
+        /// Checksum of the block at `first_block + count`.
         tail: Option<u32>,
     },
     Attach {

@@ -116,7 +116,7 @@ pub enum Outcome {
 /// A change of whole physical blocks that the replica hands to its store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mutation {
-    /// `data` has `checksums.len()` blocks; each checksum is the CRC-32C of its block.
+    /// `data` has `checksums.len()` blocks; each checksum is that of its block.
     Write { first_block: u64, data: Bytes, checksums: Arc<[u32]> },
     /// Reads as zeroes from now on; `discard` gives the space back.
     Zero { first_block: u64, count: u64, discard: bool },

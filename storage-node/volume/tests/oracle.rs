@@ -403,7 +403,7 @@ impl World {
             return;
         }
         let sent = &stragglers[nth % stragglers.len()];
-        let checksums = sent.fill.chunks(BLOCK).map(crc32c::crc32c).collect();
+        let checksums = sent.fill.chunks(BLOCK).map(holdfast_block::checksum).collect();
         let command = Command::Write { stamp: sent.stamp, first_block: (sent.start / BLOCK) as u64, checksums };
         let index = self.sent.iter().position(|other| other.stamp == sent.stamp).expect("it was sent");
         self.log.push(LogEntry {
@@ -496,7 +496,7 @@ impl World {
         for mutation in mutations {
             match mutation {
                 Mutation::Write { first_block, data, checksums } => {
-                    equal("checksums", data.chunks(BLOCK).map(crc32c::crc32c).collect(), checksums.to_vec())?;
+                    equal("checksums", data.chunks(BLOCK).map(holdfast_block::checksum).collect(), checksums.to_vec())?;
                     let start = first_block as usize * BLOCK;
                     bytes[start..start + data.len()].copy_from_slice(&data);
                 }

@@ -62,7 +62,7 @@ fn show_applied(applied: &Applied) -> String {
     for mutation in &applied.mutations {
         match mutation {
             Mutation::Write { first_block, data, checksums } => {
-                assert_eq!(data.chunks(4096).map(crc32c::crc32c).collect::<Vec<_>>(), checksums.to_vec());
+                assert_eq!(data.chunks(4096).map(holdfast_block::checksum).collect::<Vec<_>>(), checksums.to_vec());
                 writeln!(out, "  write at {first_block}: {}", runs(data)).unwrap();
             }
             Mutation::Zero { first_block, count, discard } => {
@@ -147,7 +147,7 @@ fn apply_scripts() {
                 "write" => {
                     let blocks = args.number_or("blocks", 1) as usize;
                     let payload = Bytes::from(vec![args.fill(); blocks * 4096]);
-                    let checksums = payload.chunks(4096).map(crc32c::crc32c).collect();
+                    let checksums = payload.chunks(4096).map(holdfast_block::checksum).collect();
                     let payload = payload.slice(..args.number_or("payload", payload.len() as u64) as usize);
                     (Command::Write { stamp: stamp(&args), first_block: args.number("block"), checksums }, payload)
                 }
@@ -156,7 +156,7 @@ fn apply_scripts() {
                         .map(|key| args.has(key).then(|| u8::from_str_radix(args.text(key), 16).unwrap()))
                         .into();
                     let blocks: Vec<_> = edges.iter().map(|fill| fill.map(|fill| vec![fill; 4096])).collect();
-                    let checksum = |at: usize| blocks[at].as_ref().map(|block| crc32c::crc32c(block));
+                    let checksum = |at: usize| blocks[at].as_ref().map(|block| holdfast_block::checksum(block));
                     let command = Command::Zero {
                         stamp: stamp(&args),
                         first_block: args.number("block"),

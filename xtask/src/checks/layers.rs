@@ -24,16 +24,16 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 26] = [
+const LAYERS: [Layer; 27] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
-    Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror"]) },
+    Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror", "twox-hash"]) },
     Layer {
         name: "holdfast-consensus",
         knows: &["holdfast-id", "holdfast-planted"],
         kind: Kind::Closed(&["thiserror"]),
     },
-    Layer { name: "holdfast-store", knows: &["holdfast-id", "holdfast-planted"], kind: Kind::Rim },
+    Layer { name: "holdfast-store", knows: &["holdfast-block", "holdfast-id", "holdfast-planted"], kind: Kind::Rim },
     Layer { name: "holdfast-metadata", knows: &["holdfast-id"], kind: Kind::Pure },
     Layer { name: "holdfast-fuse", knows: &["holdfast-block"], kind: Kind::Pure },
     Layer { name: "holdfast-nbd", knows: &["holdfast-block"], kind: Kind::Pure },
@@ -56,7 +56,7 @@ const LAYERS: [Layer; 26] = [
     },
     Layer {
         name: "holdfast-replica",
-        knows: &["holdfast-consensus", "holdfast-id", "holdfast-planted", "holdfast-store"],
+        knows: &["holdfast-block", "holdfast-consensus", "holdfast-id", "holdfast-planted", "holdfast-store"],
         kind: Kind::Pure,
     },
     Layer {
@@ -140,13 +140,7 @@ const LAYERS: [Layer; 26] = [
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
     Layer {
         name: "holdfast-operator",
-        knows: &[
-            "holdfast-api",
-            "holdfast-cluster-client",
-            "holdfast-crds",
-            "holdfast-id",
-            "holdfast-transport",
-        ],
+        knows: &["holdfast-api", "holdfast-cluster-client", "holdfast-crds", "holdfast-id", "holdfast-transport"],
         kind: Kind::Rim,
     },
     Layer {
@@ -161,6 +155,7 @@ const LAYERS: [Layer; 26] = [
         ],
         kind: Kind::Rim,
     },
+    Layer { name: "holdfast-e2e", knows: &["holdfast-crds"], kind: Kind::Rim },
     Layer { name: "holdfast-bench", knows: &[], kind: Kind::Rim },
     Layer { name: "xtask", knows: &[], kind: Kind::Rim },
 ];

@@ -9,12 +9,13 @@ use anyhow::{Result, bail};
 use crate::checks;
 use crate::checks::layers;
 use crate::run::Step;
-use crate::tasks::{test, tools};
+use crate::tasks::{chart, test, tools};
 use crate::workspace::Workspace;
 
 pub fn run(workspace: &Workspace, skip_tests: bool) -> Result<()> {
     tools::require(workspace)?;
     rules(workspace)?;
+    chart::check(workspace)?;
     Step::cargo(workspace, "format", &["fmt", "--all", "--check"]).run()?;
     Step::cargo(
         workspace,

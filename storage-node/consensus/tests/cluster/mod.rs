@@ -24,9 +24,10 @@ pub const DRIFT_PPM: u32 = 1000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Number(pub u64);
 
+/// A MiB and more is a command of that many bytes.
 impl Command for Number {
     fn size_bytes(&self) -> usize {
-        8
+        if self.0 < 1 << 20 { 8 } else { self.0 as usize }
     }
 }
 

@@ -317,7 +317,7 @@ impl Receiver {
         if asked.is_none_or(|change| (change.index, change.present) != (slot.index, slot.present)) {
             return; // An answer to what was asked before, or that came already.
         }
-        let sums = slot.data.chunks_exact(BLOCK_BYTES).map(crc32c::crc32c);
+        let sums = slot.data.chunks_exact(BLOCK_BYTES).map(holdfast_block::checksum);
         if !sums.eq(slot.checksums.iter().copied()) {
             return; // Broken on its way: asked for again.
         }

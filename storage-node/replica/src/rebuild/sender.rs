@@ -175,7 +175,7 @@ impl Sender {
             }
         }
         let data = data.freeze();
-        let checksums = data.chunks_exact(BLOCK_BYTES).map(crc32c::crc32c).collect();
+        let checksums = data.chunks_exact(BLOCK_BYTES).map(holdfast_block::checksum).collect();
         self.progress.bytes_copied += data.len() as u64;
         let slot = InstalledSlot { slot, index, present, data, checksums };
         self.send(RebuildMessage::Slot { id: self.id, slot });

@@ -10,7 +10,7 @@
 //! Beside that, every replica tells the leader where its checkpoint is, and the leader tells all how far all are: up to
 //! there nobody's rebuild begins, and tombstones may go. A word that is lost is made up for by the next checkpoint's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -88,6 +88,8 @@ struct Pending<S> {
 /// The rebuilds of one replica.
 pub(super) struct Rebuilds<S> {
     served: BTreeMap<ReplicaId, Served>,
+    /// Peers that had a rebuild and do not follow the log yet.
+    rebuilt: BTreeSet<ReplicaId>,
     next_number: u64,
     next_request: u64,
     /// Questions to the store: for a peer, or for this replica's own rebuild.
@@ -116,6 +118,7 @@ impl<S> Rebuilds<S> {
     pub fn new(installing_to: u64, now: Timestamp) -> Rebuilds<S> {
         Rebuilds {
             served: BTreeMap::new(),
+            rebuilt: BTreeSet::new(),
             next_number: 0,
             next_request: 0,
             requests: BTreeMap::new(),
@@ -459,6 +462,7 @@ impl<S: StateMachine> Replica<S> {
                 self.stop_serving_rebuild(context, peer);
             }
             self.rebuilds.served.clear();
+            self.rebuilds.rebuilt.clear();
             return;
         }
         let now = context.now;
@@ -490,6 +494,7 @@ impl<S: StateMachine> Replica<S> {
         let next = if !needs {
             // It is told again when it is there again and still behind.
             self.rebuilds.served.remove(&peer);
+            self.rebuilds.rebuilt.remove(&peer);
             return;
         } else if context.permits.take(self.group, peer) {
             Served::Preparing
@@ -507,7 +512,10 @@ impl<S: StateMachine> Replica<S> {
         match (state, &mut *served) {
             (Some(ProgressState::NeedsDelta), _) => *served = Served::Waiting { at: context.now, asked: false },
             (Some(ProgressState::Probe), Served::Sent { look_at, .. }) => *look_at = Some(context.now + RETRY_AFTER),
-            (_, Served::Sent { look_at, .. }) => *look_at = None,
+            (_, Served::Sent { look_at, .. }) => {
+                *look_at = None;
+                self.rebuilds.rebuilt.remove(&peer);
+            }
             _ => {}
         }
     }
@@ -515,9 +523,16 @@ impl<S: StateMachine> Replica<S> {
     fn advance_sender(&mut self, context: &mut Context<'_>, peer: ReplicaId, outputs: &mut Vec<Output<S::Outcome>>) {
         let Some(Served::Sending(sender)) = self.rebuilds.served.get_mut(&peer) else { return };
         let (frozen, index, progress) = (sender.frozen, sender.position.index, sender.progress);
+        let again = self.rebuilds.rebuilt.contains(&peer);
         for action in sender.take_actions() {
             match action {
-                SenderAction::Send(message) => outputs.push(Output::SendRebuild { to: peer, message }),
+                SenderAction::Send(message) => {
+                    // What changed during the first was more than the log above it holds: so it would be each time.
+                    if again && let RebuildMessage::Slot { slot, .. } = &message {
+                        self.raft.pace(context.now, slot.data.len());
+                    }
+                    outputs.push(Output::SendRebuild { to: peer, message });
+                }
                 SenderAction::Changes { request, above, from_slot } => {
                     self.rebuilds.requests.insert(request, Some(peer));
                     let fetch = Fetch::Changes { frozen: Some(frozen), above, from_slot };
@@ -531,6 +546,7 @@ impl<S: StateMachine> Replica<S> {
                     self.stop_serving_rebuild(context, peer);
                     let progress = RebuildProgress { phase: RebuildPhase::Done, ..progress };
                     let next = if done {
+                        self.rebuilds.rebuilt.insert(peer);
                         let (until, look_at) = (context.now + LOG_KEPT_FOR, Some(context.now + RETRY_AFTER));
                         Served::Sent { index, until, look_at, progress }
                     } else {

@@ -284,7 +284,7 @@ impl Chunks {
     }
 
     fn check_copy(&mut self, group: GroupId, job: &CopyJob, block: u64, data: &[u8]) {
-        if crc32c::crc32c(data) != job.checksums[block as usize] {
+        if holdfast_block::checksum(data) != job.checksums[block as usize] {
             self.counters.corrupt_blocks += 1;
             self.tell_corrupt(group, vec![job.slot]);
         }

@@ -17,8 +17,8 @@ use crate::device::BLOCK_BYTES;
 use crate::group::{OUT_OF_PLACE_BYTES_MIN, Record, StoreError};
 use crate::wal::{Extent, Slots};
 
-/// crc32c of a block of zeroes.
-const ZERO_BLOCK_CHECKSUM: u32 = 0x98f9_4189;
+/// Checksum of a block of zeroes.
+const ZERO_BLOCK_CHECKSUM: u32 = 0xdb11_e65b;
 
 const _: () = assert!(OUT_OF_PLACE_BYTES_MIN >= SLOT_BYTES, "what leaves the log covers a slot");
 

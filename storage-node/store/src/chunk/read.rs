@@ -207,7 +207,9 @@ impl Chunks {
             Ok(data) => {
                 assert_eq!(data.len(), checksums.len() * BLOCK_BYTES, "a read completes in full");
                 let blocks = data.chunks_exact(BLOCK_BYTES).zip(checksums.iter()).zip(first..);
-                let bad = blocks.filter(|((block, sum), _)| crc32c::crc32c(block) != **sum).map(|(_, number)| number);
+                let bad = blocks
+                    .filter(|((block, sum), _)| holdfast_block::checksum(block) != **sum)
+                    .map(|(_, number)| number);
                 let before = read.corrupt.len();
                 read.corrupt.extend(bad);
                 self.counters.corrupt_blocks += (read.corrupt.len() - before) as u64;

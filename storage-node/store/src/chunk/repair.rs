@@ -199,7 +199,7 @@ impl Chunks {
         let held = copy.present & !copy.bad;
         let data = (0..SLOT_BLOCKS).filter(|block| held & (1 << block) != 0).zip(copy.data.chunks_exact(BLOCK_BYTES));
         for (block, data) in data.filter(|(block, _)| taken & (1 << block) != 0) {
-            let checksum = crc32c::crc32c(data);
+            let checksum = holdfast_block::checksum(data);
             if entry.lost & (1 << block) == 0 && checksum != checksums[block as usize] {
                 return Mending::Mismatch;
             }

@@ -57,7 +57,7 @@ fn append(number: u8, sequence: u64, index: u64, payload: Vec<u8>) -> Append {
 }
 
 fn write(first_block: u64, data: Vec<u8>) -> Vec<Mutation> {
-    let checksums: Arc<[u32]> = data.chunks(BLOCK).map(crc32c::crc32c).collect();
+    let checksums: Arc<[u32]> = data.chunks(BLOCK).map(holdfast_block::checksum).collect();
     vec![Mutation::Write { first_block, data: data.into(), checksums }]
 }
 
@@ -297,7 +297,7 @@ fn the_log_restarts_above_an_installed_state() {
     disk.run();
     let install = |disk: &mut Disk, slot: u64, index: u64, text: &str| {
         let data = Bytes::from(vec![index as u8; BLOCK]);
-        let checksums = [crc32c::crc32c(&data)].into();
+        let checksums = [holdfast_block::checksum(&data)].into();
         disk.store.install(group(1), index, InstalledSlot { slot, index, present: 1, data, checksums }).unwrap();
         disk.store.commit_install(group(1), Bytes::from_static(b"hard")).unwrap();
         disk.run();

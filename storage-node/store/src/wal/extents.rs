@@ -1,7 +1,7 @@
 //! Where the bytes of a payload lie: a list of extents in the order of the payload.
 //!
 //! ```text
-//! extent:  | tag u8 | 0 (3) | blocks u32 | byte of the device u64 | slots only: crc32c u32 per block ... |
+//! extent:  | tag u8 | 0 (3) | blocks u32 | byte of the device u64 | slots only: checksum u32 per block ... |
 //! ```
 //! Tags: 1 inline, the bytes follow the list; 2 slots, adjacent ones on the device; 3 zeroes, stored nowhere; 4 and 5
 //! are kept for stripes and packed payloads. A record without a list has all of its payload inline.
@@ -29,7 +29,7 @@ pub(crate) enum Extent {
     Slots {
         /// Byte of the device.
         offset: u64,
-        /// crc32c of every block.
+        /// `holdfast_block::checksum` of every block.
         checksums: Vec<u32>,
     },
     Zero {

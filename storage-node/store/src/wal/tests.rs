@@ -334,7 +334,7 @@ fn the_first_format_of_extents_is_written_and_read_for_ever() {
         Extent::Inline { blocks: 1 },
         Extent::Slots {
             offset: 5 << 20,
-            checksums: payload[4096..33 * 4096].chunks(4096).map(crc32c::crc32c).collect(),
+            checksums: payload[4096..33 * 4096].chunks(4096).map(holdfast_block::checksum).collect(),
         },
         Extent::Zero { blocks: 16 },
         Extent::Inline { blocks: 1 },

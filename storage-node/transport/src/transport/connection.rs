@@ -1,9 +1,11 @@
 //! One socket and its link: moves bytes between the two until one of them has no more.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::time::Duration;
+
+use mio::{Registry, Token};
 
 use super::{ConnectionId, TransportEvent};
 use crate::close::CloseReason;
@@ -13,6 +15,10 @@ use crate::socket::Stream;
 
 /// Read by one system call, and processed before the next.
 const READ_BYTES: usize = 256 << 10;
+/// As above, without TLS: what of a long payload comes with the header of its frame is copied, the rest is not.
+const PLAIN_READ_BYTES: usize = 64 << 10;
+/// Pieces written by one system call.
+const SLICES: usize = 64;
 /// Read from one connection before others have their turn.
 const READS_PER_TURN: usize = 4;
 /// Buffers kept for the next connection that writes.
@@ -80,6 +86,8 @@ pub(super) struct Connection {
     pub timer: Option<Duration>,
     /// The kernel has told of the end of the input or of an error: read until it shows.
     pub ended: bool,
+    /// The next event may be that the socket takes more.
+    watches_writing: bool,
     /// What the socket did not take.
     outgoing: Option<Outgoing>,
     writing_ended: bool,
@@ -95,6 +103,7 @@ impl Connection {
             address,
             timer: None,
             ended: false,
+            watches_writing: true,
             outgoing: None,
             writing_ended: false,
         }
@@ -102,6 +111,17 @@ impl Connection {
 
     pub fn has_output(&self) -> bool {
         self.outgoing.is_some() || self.link.has_output()
+    }
+
+    /// Asks for the events that it waits for from now on.
+    pub fn watch(&mut self, registry: &Registry, token: Token) -> Result<(), CloseReason> {
+        let wanted = self.phase == Phase::Connecting || self.has_output();
+        if self.watches_writing == wanted || !self.stream.watches_writing_on_demand() {
+            return Ok(());
+        }
+        self.watches_writing = wanted;
+        let watched = self.stream.watch(registry, token, wanted);
+        watched.map_err(|error| CloseReason::Lost { kind: error.kind() })
     }
 
     /// Everything the socket allows now.
@@ -127,7 +147,7 @@ impl Connection {
     fn begin(&mut self, shared: &mut Shared) -> Result<(), CloseReason> {
         self.phase = Phase::Greeting;
         let lost = |error: io::Error| CloseReason::Lost { kind: error.kind() };
-        self.stream.set_nodelay().map_err(lost)?;
+        self.stream.tune().map_err(lost)?;
         if let Some(uid) = self.stream.foreign_user().map_err(lost)? {
             return Err(CloseReason::ForeignUser { uid });
         }
@@ -169,14 +189,23 @@ impl Connection {
                 },
             });
         };
+        let most = if self.link.is_plain() { PLAIN_READ_BYTES } else { input.len() };
         for _ in 0..READS_PER_TURN {
-            let start = self.link.begin_read(input);
-            let room = input.len() - start;
-            match self.stream.read(&mut input[start..]) {
+            let (start, room, read) = match self.link.payload() {
+                Some(payload) => (None, payload.capacity() - payload.len(), self.stream.read_to(payload)),
+                None => {
+                    let start = self.link.begin_read(input);
+                    (Some(start), most - start, self.stream.read(&mut input[start..most]))
+                }
+            };
+            match read {
                 Ok(0) if self.phase == Phase::Lingering => return Ok(Progress::Gone),
                 Ok(0) => return Err(CloseReason::Vanished),
                 Ok(count) => {
-                    self.link.on_bytes(&mut input[..start + count], out, &mut on_event)?;
+                    match start {
+                        Some(start) => self.link.on_bytes(&mut input[..start + count], out, &mut on_event)?,
+                        None => self.link.on_payload(&mut on_event)?,
+                    }
                     // A short read has emptied the socket, and more input raises a new event; but an end that
                     // was already told does not.
                     if count < room && !self.ended {
@@ -224,6 +253,18 @@ impl Connection {
     }
 
     fn write_from(&mut self, out: &mut Outgoing) -> Result<(), WriteError> {
+        while self.link.is_plain() && self.link.has_output() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let filled = self.link.slices(&mut slices);
+            // A farewell that says nothing: only the end is left to note.
+            let written = if filled == 0 { Ok(0) } else { self.stream.write_vectored(&slices[..filled]) };
+            match written {
+                Ok(count) => self.link.on_written(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(WriteError::Socket(error.kind())),
+            }
+        }
         loop {
             while !out.is_empty() {
                 match self.stream.write(out.waiting()) {

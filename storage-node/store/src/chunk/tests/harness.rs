@@ -240,7 +240,7 @@ pub fn hash_of(blocks: &Blocks) -> u128 {
     let hashes = blocks.iter().map(|(block, number)| {
         let mut bytes = Vec::new();
         fill(&mut bytes, *number);
-        block_hash(*block, crc32c::crc32c(&bytes))
+        block_hash(*block, holdfast_block::checksum(&bytes))
     });
     hashes.fold(0, u128::wrapping_add)
 }
@@ -248,7 +248,7 @@ pub fn hash_of(blocks: &Blocks) -> u128 {
 pub fn write(first_block: u64, numbers: &[u64]) -> Mutation {
     let mut data = Vec::with_capacity(numbers.len() * BLOCK_BYTES);
     numbers.iter().for_each(|number| fill(&mut data, *number));
-    let checksums = data.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+    let checksums = data.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
     Mutation::Write { first_block, data: Bytes::from(data), checksums }
 }
 

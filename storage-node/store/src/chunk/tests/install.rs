@@ -64,7 +64,7 @@ fn delta(log: &[Entry], index: u64, above: u64) -> Delta {
         let present_blocks = (0..16).filter(|block| present & (1 << block) != 0);
         let data: Vec<u8> =
             present_blocks.flat_map(|block| bytes[block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES].to_vec()).collect();
-        let checksums = data.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+        let checksums = data.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
         InstalledSlot { slot, index, present, data: Bytes::from(data), checksums }
     });
     Delta { index, hash: frozen.hash.unwrap(), slots: slots.collect() }

@@ -25,7 +25,7 @@ impl Machine {
         for extent in &placed {
             if let Extent::Slots { offset, checksums } = extent {
                 let part = &record.payload[from..from + extent.bytes()];
-                let sums: Arc<[u32]> = part.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+                let sums: Arc<[u32]> = part.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
                 assert_eq!(sums[..], checksums[..]);
                 self.disk.write(*offset, part, true);
             }

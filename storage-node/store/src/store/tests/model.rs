@@ -153,7 +153,7 @@ impl Run {
         for (index, (first_block, blocks)) in (next..).zip(payloads.iter().copied()) {
             let header = Bytes::from(format!("{number}.{index}.{}", self.counter));
             let payload = payload(self.counter << 8 | index, blocks);
-            let checksums: Arc<[u32]> = payload.chunks(BLOCK_BYTES).map(crc32c::crc32c).collect();
+            let checksums: Arc<[u32]> = payload.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
             records.push(Record { index, header, payload, at: Some(PayloadAt { first_block, checksums }) });
         }
         log.records.extend(records.iter().cloned());

@@ -7,7 +7,7 @@ const SLOT: usize = 64 << 10;
 
 fn long(number: u8, sequence: u64, index: u64, first_block: u64, payload: Vec<u8>) -> Append {
     let mut append = append(number, sequence, index, payload);
-    let checksums = append.records[0].payload.chunks(BLOCK).map(crc32c::crc32c).collect();
+    let checksums = append.records[0].payload.chunks(BLOCK).map(holdfast_block::checksum).collect();
     append.records[0].at = Some(PayloadAt { first_block, checksums });
     append
 }

@@ -112,7 +112,7 @@ impl Source<'_> {
                     let mut buffer = AlignedBuffer::zeroed(extent.bytes());
                     self.device.read_at(*offset, &mut buffer).ok()?;
                     let mut blocks = buffer.chunks_exact(BLOCK_BYTES).zip(checksums);
-                    if !blocks.all(|(block, checksum)| crc32c::crc32c(block) == *checksum) {
+                    if !blocks.all(|(block, checksum)| holdfast_block::checksum(block) == *checksum) {
                         return None;
                     }
                     payload.extend_from_slice(&buffer);

@@ -1,0 +1,124 @@
+//! [`Pace`]: how much a leader takes in while a peer is brought up that would otherwise never get there.
+//!
+//! A peer that needs more than the leader keeps has to gain on the writes of clients. While it makes progress, clients
+//! get half of it: what is missing shrinks with every byte. Without progress nothing is held back, so a peer that is
+//! gone, or stuck, slows nobody down.
+
+use std::time::Duration;
+
+use crate::time::Timestamp;
+
+/// Bytes of the log that a peer may lack before proposals are paced: several times what is in flight to a healthy one.
+pub(crate) const LAG_BYTES_MAX: usize = 32 << 20;
+/// Proposals are paced until a peer has made no progress for so long.
+const PATIENCE: Duration = Duration::from_millis(300);
+/// Of the bytes a peer gains, the part that may be proposed.
+const SHARE: i64 = 2;
+/// Taken at once after a calm moment.
+const CREDIT_MAX: i64 = 4 << 20;
+/// Always granted, in bytes per millisecond: a rebuild that is slower than this is not worth a volume's standstill.
+const FLOOR: u64 = 16 << 10;
+/// A refused proposal is worth another try after this.
+const RETRY_AFTER: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Below zero by less than one proposal.
+    credit: i64,
+    /// When the floor was last added to the credit.
+    earned_at: Timestamp,
+    /// Proposals are paced until then.
+    until: Timestamp,
+    /// Somebody was refused and may try again then.
+    retry_at: Option<Timestamp>,
+}
+
+impl Pace {
+    /// A peer that is being brought up has got `bytes` more.
+    pub(crate) fn on_progress(&mut self, now: Timestamp, bytes: usize) {
+        if now >= self.until {
+            (self.credit, self.earned_at) = (CREDIT_MAX, now);
+        }
+        self.until = now + PATIENCE;
+        self.earn(i64::try_from(bytes).unwrap_or(i64::MAX) / SHARE);
+    }
+
+    pub(crate) fn admits(&mut self, now: Timestamp) -> bool {
+        if now >= self.until {
+            return true;
+        }
+        let waited = now.since(self.earned_at).as_millis();
+        if waited > 0 {
+            self.earned_at = now;
+            self.earn(i64::try_from(waited * u128::from(FLOOR)).unwrap_or(i64::MAX));
+        }
+        if self.credit <= 0 {
+            self.retry_at = Some(now + RETRY_AFTER);
+        }
+        self.credit > 0
+    }
+
+    pub(crate) fn on_taken(&mut self, now: Timestamp, bytes: usize) {
+        if now < self.until {
+            self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+        }
+    }
+
+    pub(crate) fn deadline(&self) -> Option<Timestamp> {
+        self.retry_at
+    }
+
+    pub(crate) fn on_deadline(&mut self, now: Timestamp) {
+        self.retry_at = self.retry_at.filter(|at| *at > now);
+    }
+
+    fn earn(&mut self, bytes: i64) {
+        self.credit = self.credit.saturating_add(bytes).min(CREDIT_MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(milliseconds: u64) -> Timestamp {
+        Timestamp(1_000_000_000 + milliseconds * 1_000_000)
+    }
+
+    /// Bytes taken in proposals of 64 KiB each time there is credit, once a millisecond.
+    fn taken(pace: &mut Pace, from: u64, to: u64, gained_each: usize) -> usize {
+        let mut taken = 0;
+        for now in (from..to).map(at) {
+            if gained_each > 0 {
+                pace.on_progress(now, gained_each);
+            }
+            while taken < 1 << 40 && pace.admits(now) && now < pace.until {
+                pace.on_taken(now, 64 << 10);
+                taken += 64 << 10;
+            }
+        }
+        taken
+    }
+
+    #[test]
+    fn clients_get_half_of_what_the_peer_gains_and_the_floor() {
+        let mut pace = Pace::default();
+        let gained = 128 << 10;
+        let bytes = taken(&mut pace, 0, 1000, gained);
+        let expected = CREDIT_MAX as usize + 1000 * (gained / 2 + FLOOR as usize);
+        assert!(bytes.abs_diff(expected) < 1 << 20, "{bytes} of {expected}");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_peer_without_progress() {
+        let mut pace = Pace::default();
+        assert!(pace.admits(at(0)), "nothing is paced at first");
+        taken(&mut pace, 0, 100, 1);
+        assert!(!pace.admits(at(100)) && pace.deadline() == Some(at(100) + RETRY_AFTER));
+        pace.on_deadline(at(100) + RETRY_AFTER);
+        assert_eq!(pace.deadline(), None);
+        assert!(pace.admits(at(99) + PATIENCE));
+        pace.on_taken(at(99) + PATIENCE, usize::MAX);
+        assert!(pace.admits(at(99) + PATIENCE), "what is not paced costs no credit");
+    }
+}

@@ -42,7 +42,6 @@ pub struct Issued {
     pub roots: Roots,
     pub ca_pem: String,
     /// Of each member.
-    #[cfg_attr(not(test), expect(dead_code, reason = "told for those who judge what was issued"))]
     pub node_ids: BTreeMap<String, NodeId>,
     /// What was issued now, in words.
     pub renewed: Vec<String>,

@@ -125,6 +125,7 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     }
     let members: Vec<String> = members.into_iter().collect();
     let issued = certify(context, cluster, valid, &members).await?;
+    observed.node_ids = issued.node_ids.clone();
     let running = run(context, valid, &members, &observed, &issued)?;
     if record.is_some() {
         observed.catalogue = Some(storage::catalogue(&running.client).await.map_err(|error| error.to_string()));

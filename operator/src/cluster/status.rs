@@ -192,7 +192,7 @@ fn members(cluster: &ValidCluster, observed: &Observed, catalogue: Option<&Catal
                 (None, _) => "Starting",
             };
             MemberStatus {
-                node_id: node.map(|node| node.node_id.clone()),
+                node_id: observed.node_ids.get(&name).map(ToString::to_string),
                 node: observed.pods.get(&name).and_then(|pod| pod.machine.clone()),
                 state: state.to_owned(),
                 version: observed.versions.get(&name).cloned(),

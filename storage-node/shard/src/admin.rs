@@ -1,5 +1,6 @@
 //! What the control API asks of a shard, and what it answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_consensus::{LogIndex, Member, Standing, Term};
@@ -26,6 +27,8 @@ pub enum AdminRequest {
     Catalogue,
     /// What this node itself knows, without asking anybody.
     Report,
+    /// How full its disk is.
+    Usage,
 }
 
 /// A volume to be planned. Identifiers are minted by the rim, which has the randomness.
@@ -48,8 +51,9 @@ pub enum AdminReply {
         same: bool,
     },
     NotPlaced(PlanError),
-    Catalogue(Box<Catalogue>),
+    Catalogue(Arc<Catalogue>),
     Report(Box<ShardReport>),
+    Usage(Usage),
     Failed(AdminError),
 }
 

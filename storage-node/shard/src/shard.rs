@@ -397,6 +397,10 @@ impl Shard {
                 let report = Box::new(self.report());
                 self.core.effects.admin.push((token, AdminReply::Report(report)));
             }
+            (AdminRequest::Usage, _) => {
+                let usage = self.core.store.usage();
+                self.core.effects.admin.push((token, AdminReply::Usage(usage)));
+            }
             (AdminRequest::Found { founders }, _) => self.found(token, &founders),
             (request, Some(metadata)) => {
                 self.core.touched.insert(metadata.group());

@@ -438,7 +438,7 @@ impl Agent {
 
     fn remove_volume(&mut self, id: VolumeId) {
         if let Some(mut volume) = self.volumes.remove(&id) {
-            volume.release(&mut self.peers);
+            volume.let_go(&mut self.peers);
         }
         self.by_token.retain(|_, volume| *volume != id);
     }
@@ -543,8 +543,7 @@ impl Agent {
             if let (AttachMode::Resume { epoch }, Some(other)) = (spec.mode, volume.epoch())
                 && epoch != other
             {
-                let message = format!("epoch {other} of it is attached: detach that first");
-                return Err(Failure { code: Code::Exists, message });
+                return self.attach_other_epoch(now, spec, epoch, other);
             }
             if volume.attach_outcome().is_none_or(|outcome| outcome.is_ok()) {
                 if volume.spec.nbd_socket == spec.nbd_socket && volume.spec.device == spec.device {
@@ -556,6 +555,10 @@ impl Agent {
                 };
                 return Err(Failure { code: Code::Exists, message });
             }
+            if volume.is_fenced() && matches!(spec.mode, AttachMode::Resume { .. }) {
+                let message = volume.status(now, &self.peers).reason.unwrap_or_default();
+                return Err(Failure { code: Code::Fenced, message });
+            }
             if volume.state() != VolumeState::Refused || volume.device().is_some() {
                 let message = format!("it is {:?}: detach it first", volume.state());
                 return Err(Failure { code: Code::Exists, message });
@@ -563,6 +566,10 @@ impl Agent {
             self.records.extend(volume.record().map(|record| (spec.volume, record)));
             self.remove_volume(spec.volume);
         }
+        self.attach_anew(now, spec)
+    }
+
+    fn attach_anew(&mut self, now: Timestamp, spec: VolumeSpec) -> Result<(), Failure> {
         self.add_volume(now, spec).map_err(|error| {
             let message = match std::error::Error::source(&error) {
                 Some(source) => format!("{error}: {source}"),
@@ -570,6 +577,33 @@ impl Agent {
             };
             Failure { code: Code::Failed, message }
         })
+    }
+
+    /// `epoch` is wanted where `other` is: epochs only rise, so the lower one is over.
+    fn attach_other_epoch(&mut self, now: Timestamp, spec: VolumeSpec, epoch: u64, other: u64) -> Result<(), Failure> {
+        let volume = self.volumes.get_mut(&spec.volume).expect("its epoch was just looked at");
+        if volume.state() == VolumeState::Refused && volume.device().is_none() {
+            // It never had that epoch.
+            self.remove_volume(spec.volume);
+            return self.attach_anew(now, spec);
+        }
+        if epoch < other {
+            let message = format!("epoch {epoch} is over: epoch {other} of it is attached here");
+            return Err(Failure { code: Code::Fenced, message });
+        }
+        if !volume.is_fenced() {
+            // Its users would see errors, and whether it is over only the cluster can say.
+            let message = format!("epoch {other} of it is attached: detach that first");
+            return Err(Failure { code: Code::Exists, message });
+        }
+        if volume.release(now) {
+            self.dirty.insert(spec.volume);
+            let message =
+                format!("the device of epoch {other}, which is over, is still there: unmount it; then ask again");
+            return Err(Failure { code: Code::InUse, message });
+        }
+        self.remove_volume(spec.volume);
+        self.attach_anew(now, spec)
     }
 
     fn answer(&mut self, slot: usize, result: Result<serde_json::Value, Failure>) {

@@ -153,6 +153,10 @@ pub struct VolumeStatus {
     pub longest_gap_ms: u64,
     /// Clients of the device.
     pub connections: usize,
+    /// Taken from users of the device since the agent began.
+    pub requests: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
     pub size_bytes: Option<u64>,
     pub nbd_socket: Option<PathBuf>,
     /// The loop device, once it is there.

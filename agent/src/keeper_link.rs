@@ -232,3 +232,6 @@ fn connect(path: &Path, other: Option<u32>) -> io::Result<OwnedFd> {
     }
     Ok(socket)
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,14 @@ struct Route {
     bytes: u64,
 }
 
+/// What was taken from users since the process began.
+#[derive(Default)]
+struct Totals {
+    requests: u64,
+    read_bytes: u64,
+    written_bytes: u64,
+}
+
 pub(crate) struct Volume {
     pub spec: VolumeSpec,
     /// First of the tokens of its socket (the first itself) and its connections (the next ones).
@@ -97,6 +105,7 @@ pub(crate) struct Volume {
     routes: BTreeMap<u64, Route>,
     route_next: u64,
     bytes_outstanding: u64,
+    totals: Totals,
     /// The slot whose turn it is to submit.
     turn: usize,
     geometry: Option<Geometry>,
@@ -147,6 +156,7 @@ impl Volume {
             routes: BTreeMap::new(),
             route_next: 0,
             bytes_outstanding: 0,
+            totals: Totals::default(),
             turn: 0,
             geometry: None,
             gap: Gap::default(),
@@ -250,6 +260,9 @@ impl Volume {
             waiting_ms: waiting.map_or(0, |waiting| waiting.as_millis() as u64),
             longest_gap_ms: self.gap.longest(now).as_millis() as u64,
             connections: self.connections.len(),
+            requests: self.totals.requests,
+            read_bytes: self.totals.read_bytes,
+            written_bytes: self.totals.written_bytes,
             size_bytes: self.geometry.map(|geometry| geometry.size_bytes),
             nbd_socket: self.spec.nbd_socket.clone(),
             device: self.device_path(),
@@ -383,7 +396,7 @@ impl Volume {
             }
             // What it had written is answered, for the device is gone; the session ends when the next one opens.
             Stage::Opening | Stage::Recording | Stage::Serving if self.keeps_epoch => {
-                self.release(context.peers);
+                self.let_go(context.peers);
                 self.forget(context.recorder);
             }
             Stage::Opening | Stage::Recording | Stage::Serving => {
@@ -436,7 +449,7 @@ impl Volume {
     }
 
     /// Lets go of the nodes; to be called when the volume is gone.
-    pub fn release(&mut self, peers: &mut Peers) {
+    pub fn let_go(&mut self, peers: &mut Peers) {
         if self.client.take().is_some() {
             self.spec.nodes.iter().for_each(|entry| peers.remove(entry.node));
         }
@@ -529,6 +542,16 @@ impl Volume {
                 self.keeper_forgets(context);
             }
         }
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.stage == Stage::Fenced
+    }
+
+    /// Looks at once whether the fenced device can go; false where there is none.
+    pub fn release(&mut self, now: Timestamp) -> bool {
+        self.release_at = Some(now);
+        self.device.is_some()
     }
 
     /// A device whose epoch is lost goes once nobody uses it: its users have to let go of it by themselves.
@@ -693,6 +716,12 @@ impl Volume {
             Operation::Write { data, .. } => data.len() as u64,
             Operation::WriteZeroes { .. } | Operation::Discard { .. } | Operation::Flush => 0,
         };
+        self.totals.requests += 1;
+        match &request.operation {
+            Operation::Read { .. } => self.totals.read_bytes += bytes,
+            Operation::Write { .. } => self.totals.written_bytes += bytes,
+            Operation::WriteZeroes { .. } | Operation::Discard { .. } | Operation::Flush => {}
+        }
         self.route_next += 1;
         self.routes.insert(self.route_next, Route { slot, serial, id: request.id, bytes });
         self.bytes_outstanding += bytes;

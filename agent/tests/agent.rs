@@ -118,6 +118,30 @@ fn a_fenced_device_fails_and_stays_fenced_across_a_restart_until_it_is_detached(
     assert_eq!((status.state, status.epoch), (VolumeState::Attached, Some(3)));
 }
 
+/// As when others attach for this machine: it hears the epoch with the command.
+#[test]
+fn a_later_epoch_takes_the_place_of_a_fenced_one_and_an_earlier_one_is_over() {
+    let (cluster, mut host) = (Cluster::start(), Host::new());
+    host.start(&cluster, true);
+    let mut nbd = host.nbd();
+    cluster.model.lock().unwrap().take_over("host-b");
+    let mut control = host.control();
+    let resume = |epoch: u64| {
+        let mut spec = host.spec(&cluster, "attach");
+        spec["mode"] = serde_json::json!({ "resume": { "epoch": epoch } });
+        spec
+    };
+    assert_eq!(control.attach(resume(3)).unwrap_err().0, "exists", "not before it is known to be over");
+    assert_eq!(nbd.write(0, &[2; 512]), EIO);
+    control.wait_for(VolumeState::Fenced);
+    cluster.model.lock().unwrap().take_over("host-a");
+    let status = control.attach(resume(3)).unwrap();
+    assert_eq!((status.state, status.epoch), (VolumeState::Attached, Some(3)));
+    assert_eq!(control.attach(resume(1)).unwrap_err().0, "fenced");
+    let mut nbd = host.nbd();
+    assert_eq!(nbd.write(0, &[3; 512]), 0);
+}
+
 #[test]
 fn an_epoch_that_was_lost_while_the_agent_was_away_is_not_taken_back() {
     let (cluster, mut host) = (Cluster::start(), Host::new());

@@ -314,6 +314,9 @@ pub struct StorageNode {
     /// The failure domain above this node; empty: none
     #[arg(long)]
     pub zone: Option<String>,
+    /// Plain HTTP for probes and scrapers: /healthz and /metrics
+    #[arg(long, value_name = "ADDRESS")]
+    pub http: Option<SocketAddr>,
     /// Folder with ca.pem, NAME.pem and NAME.key
     #[arg(long)]
     pub pki: PathBuf,
@@ -356,6 +359,9 @@ pub struct Agent {
     /// File with the authority of who enrols
     #[arg(long, value_name = "FILE", requires = "enroll")]
     pub enroll_ca: Option<PathBuf>,
+    /// Plain HTTP for probes and scrapers: /healthz and /metrics
+    #[arg(long, value_name = "ADDRESS")]
+    pub http: Option<SocketAddr>,
 }
 
 /// `4096`, `4Ki`, `4KiB`, `4k`; decimal units are refused, so that nobody gets less than they meant.

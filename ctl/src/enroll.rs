@@ -129,7 +129,8 @@ impl Enrolment {
         let identity = Identity::from_pem(&answer.certificate_pem, &key).context("the answer")?;
         self.check(&identity, &Roots::from_pem(&answer.ca_pem).context("the answer")?, SystemTime::now())
             .context("the answer")?;
-        // Whoever reads between the two still trusts the former certificate's authority, if it is another one.
+        // Between the two the former certificate may be of an authority that is trusted no more: whoever reads both then
+        // finds that, and looks again.
         pki::write(&self.pki.join("ca.pem"), &answer.ca_pem, 0o644)?;
         pki::write(&self.file("pem"), &answer.certificate_pem, 0o644)?;
         Ok(identity.validity())

@@ -1,5 +1,6 @@
 //! `holdfast`: one program for the storage node, the attach agent and everything a person does with them.
 
+mod agent_metrics;
 mod args;
 mod client;
 mod demo;

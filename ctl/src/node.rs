@@ -27,6 +27,7 @@ pub fn serve(options: StorageNode) -> Result<()> {
         advertise_api: options.advertise_api,
         // A pod on a machine without a zone is given an empty one.
         zone: options.zone.filter(|zone| !zone.is_empty()),
+        http: options.http,
         pki: options.pki,
         join: options.join.map(|cluster| holdfast_node::Join { cluster, seeds: options.seeds }),
         sockets: options.sockets,

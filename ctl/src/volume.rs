@@ -15,6 +15,7 @@ use holdfast_agent::{AgentConfig, AttachMode, CONTROL_VERSION, IdentityPaths, Ke
 use holdfast_api::v1;
 use serde_json::{Value, json};
 
+use crate::agent_metrics;
 use crate::args::{Agent, Attach, Detach, Keeper, Volume};
 use crate::client::{Cluster, block_on};
 use crate::dev::{found, layout::ClusterFile};
@@ -250,8 +251,17 @@ fn ensure_agent(dir: &Path, agent: &str) -> Result<()> {
     Ok(())
 }
 
+/// A process that is the first of its container ends at no signal that it does not handle.
+extern "C" fn end_at_once(_signal: libc::c_int) {
+    // SAFETY: _exit(2) is async-signal-safe; what the keeper holds is only descriptors.
+    unsafe { libc::_exit(0) };
+}
+
 /// Holds devices for an agent that is away.
 pub fn keeper(options: Keeper) -> Result<()> {
+    let handler = end_at_once as extern "C" fn(libc::c_int);
+    // SAFETY: the handler does nothing but end the process.
+    unsafe { libc::signal(libc::SIGTERM, handler as libc::sighandler_t) };
     holdfast_agent::Keeper::run(&options.socket, options.until_idle).context("the keeper")
 }
 
@@ -266,6 +276,9 @@ extern "C" fn on_signal(_signal: libc::c_int) {
 
 /// The daemon: serves until SIGTERM or SIGINT, and never detaches.
 pub fn agent(options: Agent) -> Result<()> {
+    if let Some(address) = options.http {
+        agent_metrics::begin(address, options.dir.join("control.sock"))?;
+    }
     if let (Some(address), Some(token), Some(ca)) = (options.enroll, options.enroll_token, options.enroll_ca) {
         let (pki, holder) = (options.pki.clone(), options.holder.clone());
         if enroll::begin(Enrolment { address, token, ca, pki, holder })?.is_none() {

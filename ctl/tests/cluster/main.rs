@@ -8,6 +8,7 @@ mod certificates;
 mod failover;
 mod harness;
 mod hostile;
+mod machines;
 mod membership;
 mod model;
 mod nbd;

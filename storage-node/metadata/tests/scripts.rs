@@ -243,7 +243,7 @@ impl Script {
                     Some("zone") => Spread::Zone,
                     _ => Spread::Node,
                 };
-                let list = |text: Option<String>| text.unwrap_or_default().split('+').map(str::to_owned).collect();
+                let list = |text: Option<String>| text.unwrap_or_default().split('_').map(str::to_owned).collect();
                 let preferred: Vec<String> = list(case.try_take_arg("prefer").expect("names"));
                 let label: Option<String> = case.try_take_arg("label").expect("a text");
                 let labels = label.map(|value| ("label".to_owned(), value)).into_iter().collect();

@@ -4,6 +4,7 @@ mod cluster;
 mod convert;
 mod credentials;
 mod health;
+mod metrics;
 mod node;
 
 use std::collections::BTreeMap;
@@ -54,11 +55,12 @@ pub(crate) fn serve(
     config: &Arc<Config>,
     control: Control,
     listener: std::net::TcpListener,
+    http: Option<std::net::TcpListener>,
     ended: oneshot::Receiver<()>,
 ) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
     runtime.block_on(async {
-        let result = serve_calls(config, &control, listener, ended).await;
+        let result = serve_calls(config, &control, listener, http, ended).await;
         control.call(Call::Stop).await;
         result
     })
@@ -68,6 +70,7 @@ async fn serve_calls(
     config: &Arc<Config>,
     control: &Control,
     listener: std::net::TcpListener,
+    http: Option<std::net::TcpListener>,
     ended: oneshot::Receiver<()>,
 ) -> Result<()> {
     let (identity, roots) = config.credentials()?;
@@ -75,6 +78,11 @@ async fn serve_calls(
     let node = NodeId::from_bytes(identity.peer().id.to_be_bytes()).context("the certificate names no node")?;
     listener.set_nonblocking(true).context("listen without blocking")?;
     let listener = TcpListener::from_std(listener).context("listen")?;
+    let http = http.map(|http| {
+        http.set_nonblocking(true)?;
+        TcpListener::from_std(http)
+    });
+    let http = http.transpose().context("listen for probes")?;
     let (tls_changes, tls) = watch::channel(tls);
     let context = Arc::new(Services {
         config: Arc::clone(config),
@@ -90,10 +98,14 @@ async fn serve_calls(
         // At once, and not only when the last call has ended: others are to lead what this node leads.
         control.call(Call::Stop).await;
     };
-    let tasks = [
+    let mut tasks = vec![
         tokio::spawn(register(Arc::clone(&context))),
         tokio::spawn(watch_credentials(Arc::clone(&context), tls_changes)),
     ];
+    if let Some(http) = http {
+        let source = Arc::new(metrics::NodeSource(Arc::clone(&context)));
+        tasks.push(tokio::spawn(async move { match holdfast_http::serve(http, source).await {} }));
+    }
     let served = Server::builder()
         .add_service(NodeServer::from_arc(Arc::clone(&context)))
         .add_service(ClusterServer::from_arc(context))

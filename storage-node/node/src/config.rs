@@ -35,6 +35,8 @@ pub struct Config {
     pub advertise_api: Option<String>,
     /// The failure domain above this node.
     pub zone: Option<String>,
+    /// Plain HTTP for probes and scrapers; `None`: none.
+    pub http: Option<SocketAddr>,
     /// A folder with `ca.pem`, `<name>.pem` and `<name>.key`.
     pub pki: PathBuf,
     /// An empty disk is formatted for this cluster and joins it without being asked; another cluster's is refused.
@@ -155,6 +157,7 @@ mod tests {
             advertise: None,
             advertise_api: None,
             zone: None,
+            http: None,
             pki: "/pki".into(),
             join: None,
             sockets: None,

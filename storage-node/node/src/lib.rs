@@ -26,6 +26,7 @@ pub fn run(config: Config) -> Result<()> {
     std::fs::create_dir_all(&config.dir).with_context(|| format!("create {}", config.dir.display()))?;
     let config = Arc::new(config);
     let listener = bind(config.api)?;
+    let http = config.http.map(bind).transpose()?;
     let (rim, control) = rim::Rim::start(&config)?;
     // Dropped with the data thread, however that ends: the control thread must not go on without it.
     let (alive, ended) = oneshot::channel::<()>();
@@ -34,7 +35,7 @@ pub fn run(config: Config) -> Result<()> {
         rim.run()
     });
     let data = data.context("start the data thread")?;
-    let served = api::serve(&config, control, listener, ended);
+    let served = api::serve(&config, control, listener, http, ended);
     match data.join() {
         Ok(result) => result.and(served),
         Err(panic) => std::panic::resume_unwind(panic),

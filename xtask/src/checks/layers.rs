@@ -24,7 +24,7 @@ enum Kind {
     Rim,
 }
 
-const LAYERS: [Layer; 27] = [
+const LAYERS: [Layer; 28] = [
     Layer { name: "holdfast-id", knows: &[], kind: Kind::Closed(&["serde", "thiserror"]) },
     Layer { name: "holdfast-planted", knows: &[], kind: Kind::Closed(&[]) },
     Layer { name: "holdfast-block", knows: &[], kind: Kind::Closed(&["bytes", "thiserror", "twox-hash"]) },
@@ -90,6 +90,7 @@ const LAYERS: [Layer; 27] = [
         ],
         kind: Kind::Rim,
     },
+    Layer { name: "holdfast-http", knows: &[], kind: Kind::Rim },
     Layer { name: "holdfast-api", knows: &["holdfast-transport"], kind: Kind::Rim },
     Layer { name: "holdfast-cluster-client", knows: &["holdfast-api", "holdfast-transport"], kind: Kind::Rim },
     Layer {
@@ -98,6 +99,7 @@ const LAYERS: [Layer; 27] = [
             "holdfast-api",
             "holdfast-block",
             "holdfast-consensus",
+            "holdfast-http",
             "holdfast-id",
             "holdfast-metadata",
             "holdfast-protocol",
@@ -129,6 +131,7 @@ const LAYERS: [Layer; 27] = [
             "holdfast-api",
             "holdfast-cluster-client",
             "holdfast-host",
+            "holdfast-http",
             "holdfast-id",
             "holdfast-node",
             "holdfast-planted",

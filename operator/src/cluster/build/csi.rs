@@ -100,6 +100,8 @@ fn controller(inputs: &Inputs<'_>) -> Object {
     let attacher = ["--default-fstype=ext4", "--reconcile-sync=30s", "--http-endpoint=:7734"];
     let spec = json!({
         "serviceAccountName": layout.part(CONTROLLER),
+        // The only processes of a cluster that speak to the API server.
+        "automountServiceAccountToken": true,
         "enableServiceLinks": false,
         "priorityClassName": "system-cluster-critical",
         "terminationGracePeriodSeconds": 30,

@@ -16,7 +16,8 @@ use super::validate::ValidCluster;
 pub struct Looked<'a> {
     pub cluster: &'a ValidCluster,
     pub observed: &'a Observed,
-    pub catalogue: &'a Catalogue,
+    /// Absent while nobody answers for the metadata plane, or there is none yet.
+    pub catalogue: Option<&'a Catalogue>,
     /// What pods should be made from, by group or component.
     pub templates: &'a BTreeMap<String, String>,
 }
@@ -62,7 +63,8 @@ pub fn members(looked: &Looked<'_>) -> Step {
     }
     let up = |name: &str| {
         let pod = observed.pods.get(name);
-        pod.is_some_and(|pod| pod.ready && !pod.terminating) && catalogue.node(name).is_some_and(|node| node.connected)
+        let connected = catalogue.is_none_or(|catalogue| catalogue.node(name).is_some_and(|node| node.connected));
+        pod.is_some_and(|pod| pod.ready && !pod.terminating) && connected
     };
     let down: Vec<&String> = members.iter().map(|(name, _)| name).filter(|name| !up(name)).collect();
     if let Some(pod) = down.iter().find(|name| outdated.contains(*name)) {
@@ -71,6 +73,9 @@ pub fn members(looked: &Looked<'_>) -> Step {
     if let Some(name) = down.first() {
         return Step::Wait { why: format!("{name} is not back yet") };
     }
+    let Some(catalogue) = catalogue else {
+        return Step::Wait { why: "the metadata plane does not answer".to_owned() };
+    };
     let leads = |name: &String| catalogue.node(name).is_some_and(|node| node.metadata_leader);
     let next = outdated.iter().find(|name| !leads(name)).or(outdated.first());
     let pod = next.map(|name| (**name).clone()).unwrap_or_default();
@@ -161,7 +166,7 @@ mod tests {
             Looked {
                 cluster: &self.cluster,
                 observed: &self.observed,
-                catalogue: &self.catalogue,
+                catalogue: Some(&self.catalogue),
                 templates: &self.templates,
             }
         }
@@ -186,6 +191,15 @@ mod tests {
         assert!(matches!(members(&world.looked()), Step::Wait { .. }));
         world.observed.pods.get_mut("main-main-2").unwrap().ready = false;
         assert_eq!(members(&world.looked()), replace("main-main-2", false), "what is down anyway comes first");
+    }
+
+    #[test]
+    fn before_there_is_a_cluster_what_is_down_is_replaced_and_what_is_up_is_left() {
+        let mut world = world(["old", "old", "new"]);
+        let looked = |world: &World| members(&Looked { catalogue: None, ..world.looked() });
+        assert!(matches!(looked(&world), Step::Wait { .. }));
+        world.observed.pods.get_mut("main-main-1").unwrap().ready = false;
+        assert_eq!(looked(&world), replace("main-main-1", false), "its new template may be what mends it");
     }
 
     #[test]

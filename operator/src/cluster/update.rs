@@ -85,7 +85,7 @@ pub fn members(looked: &Looked<'_>) -> Step {
 /// Of agents and keepers.
 pub fn machines(looked: &Looked<'_>) -> Step {
     let mut by_machine: BTreeMap<&str, BTreeMap<&str, (&str, bool, bool)>> = BTreeMap::new();
-    let mut unready = None;
+    let (mut unready, mut leaving) = (None, None);
     for (component, name, pod) in &looked.observed.others {
         let Some(template) =
             looked.templates.get(component).filter(|_| matches!(component.as_str(), "agent" | "keeper"))
@@ -94,6 +94,9 @@ pub fn machines(looked: &Looked<'_>) -> Step {
         };
         let Some(machine) = &pod.machine else { continue };
         let current = pod.template == *template;
+        if pod.terminating {
+            leaving = Some(name);
+        }
         let up = pod.ready && !pod.terminating;
         if !up && unready.is_none() {
             unready = Some((name, current));
@@ -103,6 +106,9 @@ pub fn machines(looked: &Looked<'_>) -> Step {
     let outdated = by_machine.values().flat_map(BTreeMap::values).any(|(_, current, _)| !current);
     if !outdated {
         return Step::Done;
+    }
+    if let Some(name) = leaving {
+        return Step::Wait { why: format!("{name} is being replaced") };
     }
     match unready {
         Some((name, true)) => return Step::Wait { why: format!("{name} is not ready yet") },
@@ -225,6 +231,9 @@ mod tests {
         assert_eq!(machines(&world.looked()), replace("agent-w1", false));
         world.observed.others[0].2 = Pod { ready: false, ..pod("new", "w1") };
         assert!(matches!(machines(&world.looked()), Step::Wait { .. }), "not before it is back");
+        world.observed.others[0].2.terminating = true;
+        assert!(matches!(machines(&world.looked()), Step::Wait { .. }), "nor while it goes");
+        world.observed.others[0].2.terminating = false;
         world.observed.others[0].2.ready = true;
         assert_eq!(machines(&world.looked()), replace("keeper-w1", false));
         world.observed.others[1].2.template = "new".into();

@@ -311,7 +311,7 @@ pub struct StorageNode {
     /// Where others reach its control API, HOST:PORT; default: what it listens on
     #[arg(long, value_name = "ADDRESS")]
     pub advertise_api: Option<String>,
-    /// The failure domain above this node
+    /// The failure domain above this node; empty: none
     #[arg(long)]
     pub zone: Option<String>,
     /// Plain HTTP for probes and scrapers: /healthz and /metrics

@@ -25,7 +25,8 @@ pub fn serve(options: StorageNode) -> Result<()> {
         api: options.api,
         advertise: options.advertise,
         advertise_api: options.advertise_api,
-        zone: options.zone,
+        // A pod on a machine without a zone is given an empty one.
+        zone: options.zone.filter(|zone| !zone.is_empty()),
         http: options.http,
         pki: options.pki,
         join: options.join.map(|cluster| holdfast_node::Join { cluster, seeds: options.seeds }),

@@ -14,14 +14,14 @@ use crate::context::{Context, FIELD_MANAGER};
 use crate::object::{LABEL_CLUSTER_NAMESPACE, Object};
 
 /// What somebody else changed is put right after this long at most.
-const AGAIN_AFTER: Duration = Duration::from_secs(60);
+const AGAIN_AFTER: Duration = Duration::from_secs(30);
 
 /// Applies the object where it differs from what was applied last, or that was a while ago.
 ///
 /// # Errors
 /// The API server's refusal.
 pub async fn apply(context: &Context, object: &Object) -> Result<(), kube::Error> {
-    let key = format!("{}/{}/{}", object.kind(), object.namespace().unwrap_or_default(), object.name());
+    let key = key(object);
     let fingerprint = fingerprint(&object.0.to_string());
     let known = context.shared().applied.get(&key).copied();
     if known.is_some_and(|(known, at)| known == fingerprint && at.elapsed() < AGAIN_AFTER) {
@@ -37,6 +37,7 @@ pub async fn apply(context: &Context, object: &Object) -> Result<(), kube::Error
 /// # Errors
 /// The API server's refusal.
 pub async fn delete(context: &Context, object: &Object) -> Result<(), kube::Error> {
+    context.shared().applied.remove(&key(object));
     match api(context, object).delete(object.name(), &DeleteParams::background()).await {
         Ok(_) => Ok(()),
         Err(error) if is_not_found(&error) => Ok(()),
@@ -55,6 +56,10 @@ pub async fn is_ours(context: &Context, object: &Object, layout: &Layout) -> Res
         label(LABEL_CLUSTER) == Some(layout.name.as_str())
             && label(LABEL_CLUSTER_NAMESPACE) == Some(layout.namespace.as_str())
     }))
+}
+
+fn key(object: &Object) -> String {
+    format!("{}/{}/{}", object.kind(), object.namespace().unwrap_or_default(), object.name())
 }
 
 fn api(context: &Context, object: &Object) -> Api<DynamicObject> {

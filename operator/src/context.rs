@@ -74,8 +74,8 @@ impl Context {
     pub async fn tell(&self, about: &ObjectReference, changed: &[&Condition]) {
         for condition in changed {
             let bad = matches!(condition.type_.as_str(), "Stalled" | "Degraded" | "DeletionBlocked" | "NoRedundancy");
-            let warning =
-                (bad && condition.status == "True") || (condition.type_ == "Available" && condition.status == "False");
+            let away = condition.type_ == "Available" && condition.status == "False" && condition.reason != NOT_FOUNDED;
+            let warning = away || (bad && condition.status == "True");
             // What is on its way, or said by another condition at the same time, is no news.
             if !warning && !(condition.type_ == "Ready" && condition.status == "True") {
                 continue;

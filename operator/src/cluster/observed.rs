@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::v1;
+use holdfast_id::NodeId;
 
 use super::founding::{Said, Step};
 
@@ -11,6 +12,8 @@ use super::founding::{Said, Step};
 pub struct Observed {
     /// Pods of storage nodes, by name.
     pub pods: BTreeMap<String, Pod>,
+    /// Identities of the members, by name.
+    pub node_ids: BTreeMap<String, NodeId>,
     /// Other pods of the cluster: component, name, pod.
     pub others: Vec<(String, String, Pod)>,
     /// Pods that the StatefulSet of each group is to have.

@@ -33,6 +33,8 @@ use crate::{apply, conditions};
 
 /// While a cluster is being made, somebody waits for it.
 const SOON: Duration = Duration::from_millis(500);
+/// While it is not as asked for.
+const UNREADY: Duration = Duration::from_secs(2);
 const RECORD_FILE: &str = "founding.json";
 
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +125,7 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     }
     let members: Vec<String> = members.into_iter().collect();
     let issued = certify(context, cluster, valid, &members).await?;
+    observed.node_ids = issued.node_ids.clone();
     let running = run(context, valid, &members, &observed, &issued)?;
     if record.is_some() {
         observed.catalogue = Some(storage::catalogue(&running.client).await.map_err(|error| error.to_string()));
@@ -180,8 +183,12 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     }
     let ready = conditions.holds(condition::READY);
     write(context, cluster, now, &conditions).await?;
-    let soon = !matches!(step, Step::Settled { .. } | Step::Stuck { .. }) || (!ready && observed.catalogue.is_none());
-    Ok(Action::requeue(if soon { SOON } else { LOOK_EVERY }))
+    Ok(Action::requeue(match step {
+        Step::Wait { .. } => UNREADY,
+        Step::Settled { .. } if !ready => UNREADY,
+        Step::Settled { .. } | Step::Stuck { .. } => LOOK_EVERY,
+        _ => SOON,
+    }))
 }
 
 /// The record of the founding, and all who have or may have a certificate.

@@ -85,7 +85,8 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
             // What runs goes on running.
         }
         Some(Step::Wait { silent, why }) => {
-            let pods: Vec<String> = silent.iter().filter_map(|name| Some(format!("{name}: {}", waits(observed, name)?))).collect();
+            let pods: Vec<String> =
+                silent.iter().filter_map(|name| Some(format!("{name}: {}", waits(observed, name)?))).collect();
             let why = if pods.is_empty() { why.clone() } else { pods.join("; ") };
             conditions.reconciling(
                 "WaitingForMembers",
@@ -191,7 +192,7 @@ fn members(cluster: &ValidCluster, observed: &Observed, catalogue: Option<&Catal
                 (None, _) => "Starting",
             };
             MemberStatus {
-                node_id: node.map(|node| node.node_id.clone()),
+                node_id: observed.node_ids.get(&name).map(ToString::to_string),
                 node: observed.pods.get(&name).and_then(|pod| pod.machine.clone()),
                 state: state.to_owned(),
                 version: observed.versions.get(&name).cloned(),

@@ -12,8 +12,10 @@ use super::founding::{Record, Said};
 use super::layout::Layout;
 use super::observed::Catalogue;
 
-/// A storage node answers at once or not at all; formatting a disk takes seconds.
+/// A storage node answers at once or not at all.
 const TIMES: Times = Times { call: Duration::from_secs(10), leader: Duration::from_secs(3) };
+/// Formatting a disk takes seconds, on a slow one many.
+const FORMAT: Times = Times { call: Duration::from_secs(60), leader: Duration::from_secs(3) };
 /// Members asked at the same time.
 const AT_ONCE: usize = 16;
 /// Volumes in one answer.
@@ -83,18 +85,23 @@ pub async fn found(client: &Client, layout: &Layout, record: &Record, names: &[S
             zone: founder.zone.clone(),
         })
         .collect();
-    let mut first = Ok(());
-    for name in names {
-        let request = v1::BootstrapRequest { cluster_id: record.cluster_id.clone(), members: members.clone() };
-        let told = async {
-            let mut node = client.node(&layout.api_address(name)).await.map_err(|error| error.to_string())?;
-            node.bootstrap(request).await.map_err(|status| status.message().to_owned())
-        };
-        if let Err(why) = told.await {
-            first = first.and(Err(format!("{name} does not found the cluster: {why}")));
+    let request = v1::BootstrapRequest { cluster_id: record.cluster_id.clone(), members };
+    let client = client.clone().with_times(FORMAT);
+    let told = futures::stream::iter(names.to_vec()).map(|name| {
+        let (client, request, address) = (client.clone(), request.clone(), layout.api_address(&name));
+        async move {
+            let told = async {
+                let mut node = client.node(&address).await.map_err(|error| error.to_string())?;
+                node.bootstrap(request).await.map_err(|status| status.message().to_owned())
+            };
+            told.await.map_err(|why| format!("{name} does not found the cluster: {why}")).map(|_| ())
         }
-    }
-    first
+    });
+    first_failure(told.buffer_unordered(AT_ONCE).collect().await)
+}
+
+fn first_failure(answers: Vec<Result<(), String>>) -> Result<(), String> {
+    answers.into_iter().find(Result::is_err).unwrap_or(Ok(()))
 }
 
 /// Has these members join the cluster that the others are of.
@@ -122,18 +129,19 @@ pub async fn join(
     if seeds.is_empty() {
         return Err("no member of the cluster answers, so nobody can join it".to_owned());
     }
-    let mut first = Ok(());
-    for name in names {
-        let request = v1::JoinRequest { cluster_id: cluster_id.to_owned(), seeds: seeds.clone() };
-        let told = async {
-            let mut node = client.node(&layout.api_address(name)).await.map_err(|error| error.to_string())?;
-            node.join(request).await.map_err(|status| status.message().to_owned())
-        };
-        if let Err(why) = told.await {
-            first = first.and(Err(format!("{name} does not join: {why}")));
+    let request = v1::JoinRequest { cluster_id: cluster_id.to_owned(), seeds };
+    let client = client.clone().with_times(FORMAT);
+    let told = futures::stream::iter(names.to_vec()).map(|name| {
+        let (client, request, address) = (client.clone(), request.clone(), layout.api_address(&name));
+        async move {
+            let told = async {
+                let mut node = client.node(&address).await.map_err(|error| error.to_string())?;
+                node.join(request).await.map_err(|status| status.message().to_owned())
+            };
+            told.await.map_err(|why| format!("{name} does not join: {why}")).map(|_| ())
         }
-    }
-    first
+    });
+    first_failure(told.buffer_unordered(AT_ONCE).collect().await)
 }
 
 /// Nodes, disks and volumes, as the metadata leader knows them.

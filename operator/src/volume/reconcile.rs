@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_api::v1;
-use holdfast_cluster_client::{CallError, Client};
+use holdfast_cluster_client::{CallError, Client, Times};
 use holdfast_crds::names::VOLUME_FINALIZER;
 use holdfast_crds::{Volume, VolumeStatus};
 use k8s_openapi::api::core::v1::Pod;
@@ -177,7 +177,9 @@ async fn create(client: &Client, wanted: &Wanted, running: &Running, object: &Vo
         spread: wanted.spread.to_owned(),
         labels: labels.collect(),
     };
-    client
+    // Until the copies exist, which takes longer than other answers.
+    let patient = client.clone().with_times(Times::default());
+    patient
         .call(|mut cluster| {
             let request = request.clone();
             async move { cluster.create_volume(request).await }

@@ -35,11 +35,11 @@ pub async fn advance(
         tracing::info!(claim, "the claim of a member that left for good is deleted");
         gone(claims.delete(claim, &DeleteParams::default()).await.map(|_| ()))?;
     }
-    if let Some(member) = &plan.remove {
-        if let Err(error) = storage::set_node_state(client, member, v1::NodeState::Removing).await {
-            conditions.stalled("CannotShrink", format!("{member} cannot leave: {error}"));
-            return Ok(());
-        }
+    if let Some(member) = &plan.remove
+        && let Err(error) = storage::set_node_state(client, member, v1::NodeState::Removing).await
+    {
+        conditions.stalled("CannotShrink", format!("{member} cannot leave: {error}"));
+        return Ok(());
     }
     if let Some(waits) = &plan.waits {
         conditions.reconciling("Shrinking", waits.clone());

@@ -8,11 +8,14 @@ use bytes::BytesMut;
 use holdfast_consensus::Timestamp;
 use holdfast_nbd::{End, Export, Session};
 use mio::net::UnixStream;
+use mio::{Interest, Registry, Token};
 
 /// Bytes read from one connection before others have their turn.
 const TURN_BYTES: usize = 4 << 20;
 /// Pieces written with one call; more than replies usually need, less than the kernel's 1024.
 const SLICES: usize = 64;
+/// What its socket is to hold: a long reply, as far as the kernel's own bound allows.
+const SEND_BYTES: usize = 1 << 20;
 /// Until a connection has chosen the export; it is a process on this machine.
 const HAGGLING_MAX: Duration = Duration::from_secs(10);
 
@@ -33,16 +36,41 @@ pub(crate) struct NbdConnection {
     opened: Timestamp,
     readable: bool,
     writable: bool,
+    /// The next event may be that the socket takes more. Else there is none of that kind: the client's every read would
+    /// raise one.
+    watches_writing: bool,
 }
 
 impl NbdConnection {
     pub fn new(stream: UnixStream, serial: u64, export: Export, now: Timestamp) -> NbdConnection {
-        NbdConnection { session: Session::new(export), serial, stream, opened: now, readable: true, writable: true }
+        if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BYTES) {
+            tracing::debug!(%error, "a socket of the usual size");
+        }
+        NbdConnection {
+            session: Session::new(export),
+            serial,
+            stream,
+            opened: now,
+            readable: true,
+            writable: true,
+            watches_writing: false,
+        }
     }
 
     pub fn on_ready(&mut self, event: &mio::event::Event) {
         self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
+    }
+
+    /// Asks for the events that it waits for from now on.
+    pub fn watch(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let wanted = !self.writable && self.session.has_output();
+        if wanted == self.watches_writing {
+            return Ok(());
+        }
+        self.watches_writing = wanted;
+        let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        registry.reregister(&mut self.stream, token, interest)
     }
 
     pub fn deadline(&self) -> Option<Timestamp> {

@@ -426,18 +426,17 @@ impl Volume {
             let (read, mut more) = self.serve_device(context);
             progress |= read;
             let now = context.now;
-            self.connections.retain(|_, connection| match connection.turn(now, context.takes_input) {
-                Turn::Waits => true,
-                Turn::MoreInput => {
-                    more = true;
-                    true
+            self.connections.retain(|slot, connection| {
+                let mut turn = connection.turn(now, context.takes_input);
+                if let Err(error) = connection.watch(context.registry, Token(self.token_base + slot)) {
+                    turn = Turn::Ended(Some(error.to_string()));
                 }
-                Turn::Ended(reason) => {
-                    if let Some(reason) = reason {
-                        tracing::warn!(volume = %self.spec.volume, %reason, "a client of the device is dropped");
-                    }
-                    false
+                more |= turn == Turn::MoreInput;
+                let Turn::Ended(reason) = turn else { return true };
+                if let Some(reason) = reason {
+                    tracing::warn!(volume = %self.spec.volume, %reason, "a client of the device is dropped");
                 }
+                false
             });
             if context.takes_input {
                 progress |= self.submit(now);
@@ -476,8 +475,8 @@ impl Volume {
                 tracing::warn!(volume = %self.spec.volume, "more than {CONNECTIONS_MAX} clients of one device");
                 continue;
             };
-            let both = Interest::READABLE | Interest::WRITABLE;
-            if let Err(error) = context.registry.register(&mut stream, Token(self.token_base + slot), both) {
+            let token = Token(self.token_base + slot);
+            if let Err(error) = context.registry.register(&mut stream, token, Interest::READABLE) {
                 tracing::error!(volume = %self.spec.volume, %error, "cannot serve a client of the device");
                 continue;
             }

@@ -73,7 +73,7 @@ pub fn readable(bytes: u64) -> Quantity {
     let units = [("Ei", 60), ("Pi", 50), ("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)];
     for (suffix, shift) in units {
         let whole = bytes >> shift;
-        if whole >= 100 || (whole > 0 && bytes % (1 << shift) == 0) {
+        if whole >= 100 || (whole > 0 && bytes.is_multiple_of(1 << shift)) {
             return Quantity(format!("{whole}{suffix}"));
         }
     }
@@ -83,7 +83,7 @@ pub fn readable(bytes: u64) -> Quantity {
 /// To the byte.
 pub fn exact(bytes: u64) -> Quantity {
     for (suffix, shift) in [("Ti", 40), ("Gi", 30), ("Mi", 20), ("Ki", 10)] {
-        if bytes > 0 && bytes % (1u64 << shift) == 0 {
+        if bytes > 0 && bytes.is_multiple_of(1u64 << shift) {
             return Quantity(format!("{}{suffix}", bytes >> shift));
         }
     }

@@ -1,5 +1,7 @@
 //! What the chart installs is what the types say, and every column that kubectl prints shows something.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers are tests")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;

@@ -38,6 +38,9 @@ fn main() -> ExitCode {
         // SAFETY: the default action is set before any thread is started.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
+    if arguments.verb.is_daemon() {
+        keep_memory();
+    }
     let result = match arguments.verb {
         Verb::Demo(options) => demo::run(options),
         Verb::Dev(verb) => dev::run(verb),
@@ -58,6 +61,22 @@ fn main() -> ExitCode {
             eprintln!("holdfast: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Buffers of requests come and go: without this their memory goes back to the system each time, and comes anew page by
+/// page.
+fn keep_memory() {
+    /// Longer than any frame.
+    #[cfg(target_env = "gnu")]
+    const MAPPED_FROM_BYTES: libc::c_int = 8 << 20;
+    #[cfg(target_env = "gnu")]
+    const KEPT_BYTES: libc::c_int = 16 << 20;
+    // SAFETY: numbers of the allocator, set before any thread is started.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_FROM_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
     }
 }
 

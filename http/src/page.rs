@@ -65,7 +65,7 @@ mod tests {
         assert!(lines.contains(&"holdfast_size_bytes{volume=\"a\"} 4096.0"), "{text}");
         assert!(lines.contains(&"holdfast_size_bytes{volume=\"b\\\"\\\\\"} 1.5"), "{text}");
         assert!(lines.contains(&"# TYPE holdfast_requests counter"), "{text}");
-        assert!(lines.contains(&"holdfast_requests_total 7"), "{text}");
+        assert!(lines.contains(&"holdfast_requests_total{} 7"), "{text}");
         assert_eq!(lines.last(), Some(&"# EOF"));
     }
 }

@@ -17,10 +17,16 @@ use crate::apply::{is_conflict, is_not_found};
 
 const LEASE: &str = "holdfast-operator";
 /// Of silence, after which others take it.
-const DURATION: Duration = Duration::from_secs(15);
+///
+/// Long, because nothing hurries: volumes serve without an operator, one that ends in order releases the lease, and an
+/// API server under load may well be silent for half a minute.
+const DURATION: Duration = Duration::from_secs(60);
 /// A holder that could not renew for so long ends.
-const RENEW_WITHIN: Duration = Duration::from_secs(10);
-const TRY_EVERY: Duration = Duration::from_secs(2);
+const RENEW_WITHIN: Duration = Duration::from_secs(40);
+const TRY_EVERY: Duration = Duration::from_secs(3);
+
+// Before another one may begin, we have ended.
+const _: () = assert!(RENEW_WITHIN.as_secs() + TRY_EVERY.as_secs() < DURATION.as_secs());
 
 /// What one of several operators knows of the lease.
 #[derive(Debug, Default)]
@@ -78,7 +84,8 @@ pub async fn keep(client: kube::Client, namespace: &str, us: &str) {
         let left = RENEW_WITHIN.saturating_sub(renewed.elapsed());
         match tokio::time::timeout(left, attempt(&leases, &mut election, us)).await {
             Ok(Ok(true)) => renewed = Instant::now(),
-            Ok(Ok(false)) => return,
+            // Written by another at the same time: by us, as a rule, in an answer that came too late.
+            Ok(Ok(false)) => {}
             Ok(Err(error)) => tracing::warn!(%error, "the lease cannot be renewed"),
             Err(_) => return,
         }
@@ -155,10 +162,10 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut election = Election::default();
         assert_eq!(election.on_seen("us", &held("them", 100), at(0)), Verdict::Wait);
-        assert_eq!(election.on_seen("us", &held("them", 100), at(14)), Verdict::Wait);
-        assert_eq!(election.on_seen("us", &held("them", 102), at(14)), Verdict::Wait, "renewed");
-        assert_eq!(election.on_seen("us", &held("them", 102), at(28)), Verdict::Wait);
-        assert_eq!(election.on_seen("us", &held("them", 102), at(29)), Verdict::Take);
+        assert_eq!(election.on_seen("us", &held("them", 100), at(59)), Verdict::Wait);
+        assert_eq!(election.on_seen("us", &held("them", 102), at(59)), Verdict::Wait, "renewed");
+        assert_eq!(election.on_seen("us", &held("them", 102), at(118)), Verdict::Wait);
+        assert_eq!(election.on_seen("us", &held("them", 102), at(119)), Verdict::Take);
     }
 
     #[test]

@@ -22,8 +22,10 @@ use super::layout::ClusterFile;
 const RESTART_AFTER: Duration = Duration::from_secs(2);
 /// A node that was asked to end is killed after this.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
-/// Between two looks at the children; bounds how late a death is noticed.
+/// Between two looks while the cluster is being founded, the end of which raises no event.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// As above, afterwards: a child's death and a start that is due end the wait.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -90,11 +92,13 @@ impl Supervisor {
     /// As [`Supervisor::run`], until `stop` is ready.
     pub async fn run_until(mut self, stop: impl Future<Output = ()>) -> Result<()> {
         tokio::pin!(stop);
-        let mut look = tokio::time::interval(LOOK_EVERY);
+        let mut deaths = signal(SignalKind::child())?;
         loop {
+            let next_look = self.next_look();
             tokio::select! {
                 () = &mut stop => break,
-                _ = look.tick() => self.look().await?,
+                _ = deaths.recv() => self.look().await?,
+                () = tokio::time::sleep_until(next_look) => self.look().await?,
                 connection = self.listener.accept() => {
                     let (stream, _) = connection.context("the control socket failed")?;
                     self.serve(stream).await;
@@ -119,6 +123,12 @@ impl Supervisor {
         self.file.store(&self.options.dir)?;
         let _ = fs::remove_file(control::socket(&self.options.dir));
         Ok(())
+    }
+
+    fn next_look(&self) -> Instant {
+        let due = |running: &Running| if let Running::Due(at) = running { Some(*at) } else { None };
+        let every = if self.file.founded { LOOK_AT_LEAST_EVERY } else { LOOK_EVERY };
+        self.nodes.values().filter_map(due).chain([Instant::now() + every]).min().expect("it is not empty")
     }
 
     async fn look(&mut self) -> Result<()> {

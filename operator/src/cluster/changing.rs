@@ -3,6 +3,7 @@
 use futures::StreamExt as _;
 use holdfast_api::v1;
 use holdfast_cluster_client::Client;
+use holdfast_crds::names::condition;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{Api, DeleteParams};
 
@@ -34,11 +35,11 @@ pub async fn advance(
         tracing::info!(claim, "the claim of a member that left for good is deleted");
         gone(claims.delete(claim, &DeleteParams::default()).await.map(|_| ()))?;
     }
-    if let Some(member) = &plan.remove {
-        if let Err(error) = storage::set_node_state(client, member, v1::NodeState::Removing).await {
-            conditions.stalled("CannotShrink", format!("{member} cannot leave: {error}"));
-            return Ok(());
-        }
+    if let Some(member) = &plan.remove
+        && let Err(error) = storage::set_node_state(client, member, v1::NodeState::Removing).await
+    {
+        conditions.stalled("CannotShrink", format!("{member} cannot leave: {error}"));
+        return Ok(());
     }
     if let Some(waits) = &plan.waits {
         conditions.reconciling("Shrinking", waits.clone());
@@ -49,26 +50,36 @@ pub async fn advance(
         match step {
             Step::Done => {}
             Step::Wait { why } => {
-                conditions.reconciling(reason, why);
+                tell(conditions, reason, why);
                 return Ok(());
             }
             Step::Manual { pods } => {
                 let message = format!("update.type is OnDelete: delete the pods {} one by one", pods.join(", "));
-                conditions.reconciling(reason, message);
+                tell(conditions, reason, message);
             }
             Step::Replace { pod, healthy } => {
-                if healthy && let Err(why) = whole(client, looked.catalogue).await {
-                    conditions.reconciling(reason, format!("before {pod} is replaced: {why}"));
+                if healthy
+                    && let Some(catalogue) = looked.catalogue
+                    && let Err(why) = whole(client, catalogue).await
+                {
+                    tell(conditions, reason, format!("before {pod} is replaced: {why}"));
                     return Ok(());
                 }
                 tracing::info!(pod, "a pod of a former template is replaced");
-                conditions.reconciling(reason, format!("{pod} is replaced"));
+                tell(conditions, reason, format!("{pod} is replaced"));
                 let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
                 return gone(pods.delete(&pod, &DeleteParams::default()).await.map(|_| ()));
             }
         }
     }
     Ok(())
+}
+
+/// What stands in the way of being ready is said before an update is.
+fn tell(conditions: &mut Conditions, reason: &str, message: String) {
+    if conditions.holds(condition::READY) {
+        conditions.reconciling(reason, message);
+    }
 }
 
 fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {

@@ -169,17 +169,16 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     if let Some(why) = failure {
         conditions.reconciling("MemberRefused", why);
     }
-    if let Some(Ok(catalogue)) = &observed.catalogue {
-        let looked = update::Looked {
-            cluster: valid,
-            observed: &observed,
-            catalogue,
-            templates: &build::templates(&objects_wanted),
-        };
-        changing::advance(context, &running.client, &plan, &looked, &mut conditions).await?;
-        if now.phase.as_deref() == Some("Ready") && conditions.holds(condition::RECONCILING) {
-            now.phase = Some("Updating".to_owned());
-        }
+    let templates = build::templates(&objects_wanted);
+    let looked = update::Looked {
+        cluster: valid,
+        observed: &observed,
+        catalogue: observed.catalogue.as_ref().and_then(|catalogue| catalogue.as_ref().ok()),
+        templates: &templates,
+    };
+    changing::advance(context, &running.client, &plan, &looked, &mut conditions).await?;
+    if now.phase.as_deref() == Some("Ready") && conditions.holds(condition::RECONCILING) {
+        now.phase = Some("Updating".to_owned());
     }
     let ready = conditions.holds(condition::READY);
     write(context, cluster, now, &conditions).await?;

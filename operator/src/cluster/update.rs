@@ -16,7 +16,8 @@ use super::validate::ValidCluster;
 pub struct Looked<'a> {
     pub cluster: &'a ValidCluster,
     pub observed: &'a Observed,
-    pub catalogue: &'a Catalogue,
+    /// Absent while nobody answers for the metadata plane, or there is none yet.
+    pub catalogue: Option<&'a Catalogue>,
     /// What pods should be made from, by group or component.
     pub templates: &'a BTreeMap<String, String>,
 }
@@ -62,7 +63,8 @@ pub fn members(looked: &Looked<'_>) -> Step {
     }
     let up = |name: &str| {
         let pod = observed.pods.get(name);
-        pod.is_some_and(|pod| pod.ready && !pod.terminating) && catalogue.node(name).is_some_and(|node| node.connected)
+        let connected = catalogue.is_none_or(|catalogue| catalogue.node(name).is_some_and(|node| node.connected));
+        pod.is_some_and(|pod| pod.ready && !pod.terminating) && connected
     };
     let down: Vec<&String> = members.iter().map(|(name, _)| name).filter(|name| !up(name)).collect();
     if let Some(pod) = down.iter().find(|name| outdated.contains(*name)) {
@@ -71,6 +73,9 @@ pub fn members(looked: &Looked<'_>) -> Step {
     if let Some(name) = down.first() {
         return Step::Wait { why: format!("{name} is not back yet") };
     }
+    let Some(catalogue) = catalogue else {
+        return Step::Wait { why: "the metadata plane does not answer".to_owned() };
+    };
     let leads = |name: &String| catalogue.node(name).is_some_and(|node| node.metadata_leader);
     let next = outdated.iter().find(|name| !leads(name)).or(outdated.first());
     let pod = next.map(|name| (**name).clone()).unwrap_or_default();
@@ -80,7 +85,7 @@ pub fn members(looked: &Looked<'_>) -> Step {
 /// Of agents and keepers.
 pub fn machines(looked: &Looked<'_>) -> Step {
     let mut by_machine: BTreeMap<&str, BTreeMap<&str, (&str, bool, bool)>> = BTreeMap::new();
-    let mut unready = None;
+    let (mut unready, mut leaving) = (None, None);
     for (component, name, pod) in &looked.observed.others {
         let Some(template) =
             looked.templates.get(component).filter(|_| matches!(component.as_str(), "agent" | "keeper"))
@@ -89,6 +94,9 @@ pub fn machines(looked: &Looked<'_>) -> Step {
         };
         let Some(machine) = &pod.machine else { continue };
         let current = pod.template == *template;
+        if pod.terminating {
+            leaving = Some(name);
+        }
         let up = pod.ready && !pod.terminating;
         if !up && unready.is_none() {
             unready = Some((name, current));
@@ -98,6 +106,9 @@ pub fn machines(looked: &Looked<'_>) -> Step {
     let outdated = by_machine.values().flat_map(BTreeMap::values).any(|(_, current, _)| !current);
     if !outdated {
         return Step::Done;
+    }
+    if let Some(name) = leaving {
+        return Step::Wait { why: format!("{name} is being replaced") };
     }
     match unready {
         Some((name, true)) => return Step::Wait { why: format!("{name} is not ready yet") },
@@ -161,7 +172,7 @@ mod tests {
             Looked {
                 cluster: &self.cluster,
                 observed: &self.observed,
-                catalogue: &self.catalogue,
+                catalogue: Some(&self.catalogue),
                 templates: &self.templates,
             }
         }
@@ -189,6 +200,15 @@ mod tests {
     }
 
     #[test]
+    fn before_there_is_a_cluster_what_is_down_is_replaced_and_what_is_up_is_left() {
+        let mut world = world(["old", "old", "new"]);
+        let looked = |world: &World| members(&Looked { catalogue: None, ..world.looked() });
+        assert!(matches!(looked(&world), Step::Wait { .. }));
+        world.observed.pods.get_mut("main-main-1").unwrap().ready = false;
+        assert_eq!(looked(&world), replace("main-main-1", false), "its new template may be what mends it");
+    }
+
+    #[test]
     fn a_person_may_keep_it_to_themselves() {
         let mut world = world(["old", "new", "new"]);
         world.cluster.update = UpdateType::OnDelete;
@@ -211,6 +231,9 @@ mod tests {
         assert_eq!(machines(&world.looked()), replace("agent-w1", false));
         world.observed.others[0].2 = Pod { ready: false, ..pod("new", "w1") };
         assert!(matches!(machines(&world.looked()), Step::Wait { .. }), "not before it is back");
+        world.observed.others[0].2.terminating = true;
+        assert!(matches!(machines(&world.looked()), Step::Wait { .. }), "nor while it goes");
+        world.observed.others[0].2.terminating = false;
         world.observed.others[0].2.ready = true;
         assert_eq!(machines(&world.looked()), replace("keeper-w1", false));
         world.observed.others[1].2.template = "new".into();

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use holdfast_api::v1;
 use holdfast_cluster_client::{CallError, Client, Times};
-use holdfast_crds::names::VOLUME_FINALIZER;
+use holdfast_crds::names::{VOLUME_FINALIZER, condition};
 use holdfast_crds::{Volume, VolumeStatus};
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Api, ListParams, Patch, PatchParams};
 use kube::runtime::controller::Action;
 use kube::{Resource as _, ResourceExt as _};
@@ -23,7 +23,9 @@ use crate::context::{Context, FIELD_MANAGER, Running};
 use crate::metrics::Metrics;
 
 /// A volume on its way is looked at again soon: somebody waits for it.
-const SOON: Duration = Duration::from_millis(500);
+const SOON: Duration = Duration::from_millis(300);
+/// For so long; what takes longer than this is not waited for with a stopwatch.
+const FRESH: SignedDuration = SignedDuration::from_secs(30);
 /// What a person has to mend, and what cannot be asked now.
 const LATER: Duration = Duration::from_secs(5);
 /// Settled volumes together are asked for so many times a second at most.
@@ -78,8 +80,9 @@ pub async fn reconcile(volume: Arc<Volume>, context: Arc<Context>) -> Result<Act
         return Ok(Action::await_change());
     }
     seen.pods = pods(&context, &volume, &seen).await?;
-    write(&context, &volume, &seen).await?;
-    Ok(Action::requeue(again(&seen, deleting, &context)))
+    let unready_since = write(&context, &volume, &seen).await?;
+    let fresh = unready_since.is_some_and(|since| Timestamp::now().duration_since(since) < FRESH);
+    Ok(Action::requeue(again(&seen, deleting, fresh, &context)))
 }
 
 /// After an error of the API server; the controller's own queue keeps looks at one object apart.
@@ -231,19 +234,20 @@ async fn pods(context: &Context, volume: &Volume, seen: &Seen) -> Result<Option<
     Ok(Some(names))
 }
 
-/// When to look again at what nobody touches.
-fn again(seen: &Seen, deleting: bool, context: &Context) -> Duration {
+/// When to look again at what nobody touches. `fresh`: it became what it is, other than ready, a moment ago.
+fn again(seen: &Seen, deleting: bool, fresh: bool, context: &Context) -> Duration {
     if seen.unreachable.is_some() || seen.refused.is_some() {
         return LATER;
     }
-    match (&seen.step, &seen.volume) {
-        (Some(Step::Stuck { .. } | Step::Blocked { .. }), _) => LATER,
-        _ if deleting => SOON,
-        (_, Some(volume)) if volume.state() == v1::VolumeState::Ready && volume.reason.is_none() => {
+    match &seen.step {
+        Some(Step::Stuck { .. } | Step::Blocked { .. }) => LATER,
+        // An election is over, or a copy made, within a second or so: somebody waits for it.
+        _ if fresh => SOON,
+        _ if deleting => LATER,
+        _ => {
             let count = context.metrics.volumes.load(std::sync::atomic::Ordering::Relaxed);
             SETTLED_MIN.max(Duration::from_secs(count / SETTLED_PER_SECOND))
         }
-        _ => SOON,
     }
 }
 
@@ -264,12 +268,14 @@ async fn finalize(context: &Context, volume: &Volume, add: bool) -> Result<(), V
     }
 }
 
-/// Only what changed is written.
-async fn write(context: &Context, volume: &Volume, seen: &Seen) -> Result<(), VolumeError> {
+/// Only what changed is written. Tells since when it is not ready, if it is not.
+async fn write(context: &Context, volume: &Volume, seen: &Seen) -> Result<Option<Timestamp>, VolumeError> {
     let status: VolumeStatus = project::status(volume, seen, Timestamp::now());
     let before = volume.status.clone().unwrap_or_default();
+    let ready = status.conditions.iter().find(|condition| condition.type_ == condition::READY);
+    let unready_since = ready.filter(|ready| ready.status != "True").map(|ready| ready.last_transition_time.0);
     if status == before {
-        return Ok(());
+        return Ok(unready_since);
     }
     let name = volume.name_any();
     let patch = json!({ "apiVersion": "holdfast.dev/v1alpha1", "kind": "Volume", "metadata": { "name": name }, "status": status });
@@ -277,10 +283,10 @@ async fn write(context: &Context, volume: &Volume, seen: &Seen) -> Result<(), Vo
     let params = PatchParams::apply(FIELD_MANAGER).force();
     match volumes.patch_status(&name, &params, &Patch::Apply(&patch)).await {
         Ok(_) => {}
-        Err(error) if apply::is_not_found(&error) => return Ok(()),
+        Err(error) if apply::is_not_found(&error) => return Ok(None),
         Err(error) => return Err(error.into()),
     }
     let changed = conditions::changed(&before.conditions, &status.conditions);
     context.tell(&volume.object_ref(&()), &changed).await;
-    Ok(())
+    Ok(unready_since)
 }

@@ -164,7 +164,7 @@ impl Services {
         self.tls.borrow().clone()
     }
 
-    pub(crate) async fn catalogue(&self) -> Result<Box<Catalogue>, Status> {
+    pub(crate) async fn catalogue(&self) -> Result<Arc<Catalogue>, Status> {
         match self.admin(AdminRequest::Catalogue).await? {
             AdminReply::Catalogue(catalogue) => Ok(catalogue),
             reply => Err(Status::internal(format!("an answer of the wrong kind: {reply:?}"))),
@@ -202,7 +202,7 @@ impl Services {
             DiskState::Formatted(superblock) => (superblock.disk, false),
             _ => return None,
         };
-        let usage = self.report().await.ok()?.usage;
+        let Ok(AdminReply::Usage(usage)) = self.admin(AdminRequest::Usage).await else { return None };
         Some(v1::RegisterRequest {
             node_id: self.node.to_string(),
             name: self.config.name.clone(),
@@ -227,11 +227,12 @@ async fn watch_credentials(services: Arc<Services>, tls: watch::Sender<TlsConfig
 async fn register(services: Arc<Services>) {
     let mut pause = REGISTER_EVERY;
     let mut told = String::new();
+    let mut kept = None;
     services.maybe_format().await;
     loop {
         tokio::time::sleep(pause).await;
         let Some(request) = services.registration().await else { continue };
-        match register_once(&services, &request).await {
+        match register_once(&services, &request, &mut kept).await {
             Ok(nodes) => {
                 pause = REPORT_EVERY;
                 services.control.call(Call::Learn(nodes)).await;
@@ -252,8 +253,13 @@ async fn register(services: Arc<Services>) {
     }
 }
 
-/// At this node if it leads the metadata plane, else where it says, else anywhere.
-async fn register_once(services: &Services, request: &v1::RegisterRequest) -> Result<Vec<NodeAddress>, Status> {
+/// At this node if it leads the metadata plane, else where it says, else anywhere. `kept`: the connection of the last
+/// time, with its address; a handshake costs more than many reports.
+async fn register_once(
+    services: &Services,
+    request: &v1::RegisterRequest,
+    kept: &mut Option<(String, Channel)>,
+) -> Result<Vec<NodeAddress>, Status> {
     let mut last = match cluster::register(services, request).await {
         Ok(response) => return convert::addresses(response.nodes),
         Err(status) => status,
@@ -262,12 +268,20 @@ async fn register_once(services: &Services, request: &v1::RegisterRequest) -> Re
     addresses.extend(services.addresses().await.into_values().map(|address| address.api));
     addresses.extend(services.config.join.iter().flat_map(|join| join.seeds.clone()));
     for address in addresses {
+        let former = kept.take().filter(|(to, _)| *to == address).map(|(_, channel)| channel);
         let result = async {
-            let mut client = ClusterClient::new(services.peer(&address).await?);
-            client.register(request.clone()).await
+            let channel = match former {
+                Some(channel) => channel,
+                None => services.peer(&address).await?,
+            };
+            let response = ClusterClient::new(channel.clone()).register(request.clone()).await?;
+            Ok((channel, response))
         };
         match result.await {
-            Ok(response) => return convert::addresses(response.into_inner().nodes),
+            Ok((channel, response)) => {
+                *kept = Some((address, channel));
+                return convert::addresses(response.into_inner().nodes);
+            }
             Err(status) => last = status,
         }
     }

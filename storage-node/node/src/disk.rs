@@ -87,6 +87,11 @@ impl Disk {
         }
     }
 
+    /// See [`Driver::is_ready`].
+    pub(crate) fn is_ready(&mut self) -> bool {
+        self.driver.is_ready()
+    }
+
     pub(crate) fn completions(&mut self) -> Vec<(OpId, Result<Bytes, DeviceError>)> {
         self.driver.completions()
     }

@@ -38,6 +38,8 @@ const TRANSPORT: usize = 16;
 const TRANSPORT_END: usize = 1 << 20;
 /// Readiness events taken per wake-up.
 const EVENTS_MAX: usize = 256;
+/// Steps per wake-up: more than one where the disk has answered by the time the last one is carried out.
+const ROUNDS_MAX: usize = 4;
 /// Control calls that may wait for the data thread; one more is refused.
 const CALLS_MAX: usize = 256;
 /// How long a node that is to stop waits for others to lead what it led: several times what that takes where a quorum
@@ -199,22 +201,30 @@ impl Rim {
             }
             let mut events = Vec::new();
             self.take_calls(&mut events);
-            let disk_ready = readiness.iter().any(|event| event.token() == DISK);
+            // What completes while this thread waits interrupts the wait, and needs no other to be noticed.
+            let disk_ready = readiness.iter().any(|event| event.token() == DISK) || self.disk.is_ready();
             let completions = if disk_ready { self.disk.completions() } else { Vec::new() };
             let Some(live) = &mut self.live else { continue };
             live.take_frames(&readiness, &mut events);
             events.extend(completions.into_iter().map(|(id, result)| Event::Device { id, result }));
-            // Sampled after the last event was received: an answer that waited in a queue must not look fresh.
-            let now = clock::now();
-            let mut effects = live.shard.step(events, now);
-            self.disk.submit(std::mem::take(&mut effects.device));
-            if let Some(reason) = effects.failed.take() {
-                tracing::error!(%reason, "the disk failed: this node serves nothing more from it");
-                self.disk.fail(reason);
+            for round in 1.. {
+                // Sampled after the last event was received: an answer that waited in a queue must not look fresh.
+                let now = clock::now();
+                let mut effects = live.shard.step(events, now);
+                self.disk.submit(std::mem::take(&mut effects.device));
+                if let Some(reason) = effects.failed.take() {
+                    tracing::error!(%reason, "the disk failed: this node serves nothing more from it");
+                    self.disk.fail(reason);
+                }
+                live.carry_out(effects)?;
+                live.peers.connect_due(&mut live.transport, now);
+                live.transport.flush();
+                if round == ROUNDS_MAX || !self.disk.is_ready() {
+                    break;
+                }
+                let completions = self.disk.completions();
+                events = completions.into_iter().map(|(id, result)| Event::Device { id, result }).collect();
             }
-            live.carry_out(effects)?;
-            live.peers.connect_due(&mut live.transport, now);
-            live.transport.flush();
         }
         self.disk.close(self.live.map(|live| live.shard))
     }

@@ -1,5 +1,6 @@
 //! What the control API asks of a shard, and what it answers.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_consensus::{LogIndex, Member, Standing, Term};
@@ -30,6 +31,8 @@ pub enum AdminRequest {
     Detach { volume: VolumeId, epoch: Epoch },
     /// What this node itself knows, without asking anybody.
     Report,
+    /// How full its disk is.
+    Usage,
 }
 
 /// The machine opens its own sessions under the epoch that comes back.
@@ -65,7 +68,7 @@ pub enum AdminReply {
         same: bool,
     },
     NotPlaced(PlanError),
-    Catalogue(Box<Catalogue>),
+    Catalogue(Arc<Catalogue>),
     /// `already`: under the same epoch before.
     Attached {
         epoch: Epoch,
@@ -74,6 +77,7 @@ pub enum AdminReply {
     /// The epoch is over, now or since some time.
     Detached,
     Report(Box<ShardReport>),
+    Usage(Usage),
     Failed(AdminError),
 }
 

@@ -1,5 +1,7 @@
 //! The two state machines as the replica layer drives them.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use holdfast_consensus::LogIndex;
 use holdfast_metadata::{ApplyError, Catalogue};
@@ -52,7 +54,8 @@ impl StateMachine for VolumeMachine {
 }
 
 pub(crate) struct CatalogueMachine {
-    pub(crate) catalogue: Catalogue,
+    /// Whoever asked for it may still look at it: a change then makes a new one.
+    pub(crate) catalogue: Arc<Catalogue>,
 }
 
 impl StateMachine for CatalogueMachine {
@@ -60,7 +63,7 @@ impl StateMachine for CatalogueMachine {
     type Error = ApplyError;
 
     fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, ApplyError> {
-        let outcome = self.catalogue.apply(index.0, &command.header)?;
+        let outcome = Arc::make_mut(&mut self.catalogue).apply(index.0, &command.header)?;
         Ok(Applied { outcome, mutations: Vec::new() })
     }
 
@@ -74,7 +77,7 @@ impl StateMachine for CatalogueMachine {
 
     fn decode_state(state: &Bytes) -> Result<CatalogueMachine, String> {
         let catalogue = Catalogue::decode_state(state).map_err(|error| error.to_string())?;
-        Ok(CatalogueMachine { catalogue })
+        Ok(CatalogueMachine { catalogue: Arc::new(catalogue) })
     }
 }
 

@@ -1,6 +1,7 @@
 //! [`MetadataGroup`]: this node's replica of the catalogue and, while it leads, the carrying out of its plans.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,7 +64,7 @@ impl MetadataGroup {
         options: RaftOptions,
         now: Timestamp,
     ) -> Result<MetadataGroup, RestoreError> {
-        let replica = Replica::restore(recovered, CatalogueMachine { catalogue }, options, now)?;
+        let replica = Replica::restore(recovered, CatalogueMachine { catalogue: Arc::new(catalogue) }, options, now)?;
         Ok(MetadataGroup {
             replica,
             serving: false,
@@ -118,7 +119,9 @@ impl MetadataGroup {
             AdminRequest::Change(command) => self.propose(core, &command, Proposal::Admin(token)),
             AdminRequest::CreateVolume(new) => self.read(core, Read::Create { token, new }),
             AdminRequest::Catalogue => self.read(core, Read::Admin(token)),
-            AdminRequest::Found { .. } | AdminRequest::Report => unreachable!("answered by the shard itself"),
+            AdminRequest::Found { .. } | AdminRequest::Report | AdminRequest::Usage => {
+                unreachable!("answered by the shard itself")
+            }
             AdminRequest::Attach(_) | AdminRequest::Detach { .. } => unreachable!("answered by the volume's replica"),
         }
     }
@@ -181,7 +184,7 @@ impl MetadataGroup {
     fn on_read_ready(&mut self, core: &mut Core, token: u64) {
         match self.reads.remove(&token) {
             Some(Read::Admin(token)) => {
-                let catalogue = Box::new(self.catalogue().clone());
+                let catalogue = Arc::clone(&self.replica.machine().catalogue);
                 core.effects.admin.push((token, AdminReply::Catalogue(catalogue)));
             }
             Some(Read::Create { token, new }) => self.create(core, token, new),

@@ -399,6 +399,10 @@ impl Shard {
                 let report = Box::new(self.report());
                 self.core.effects.admin.push((token, AdminReply::Report(report)));
             }
+            (AdminRequest::Usage, _) => {
+                let usage = self.core.store.usage();
+                self.core.effects.admin.push((token, AdminReply::Usage(usage)));
+            }
             (AdminRequest::Found { founders }, _) => self.found(token, &founders),
             (AdminRequest::Attach(attach), _) => {
                 self.on_volume_admin(token, attach.volume, |group, core| group.on_attach(core, token, attach));

@@ -202,7 +202,7 @@ impl World {
 
     fn catalogue(&mut self) -> Catalogue {
         match self.ask_leader(&AdminRequest::Catalogue) {
-            AdminReply::Catalogue(catalogue) => *catalogue,
+            AdminReply::Catalogue(catalogue) => (*catalogue).clone(),
             reply => panic!("{reply:?}"),
         }
     }

@@ -24,6 +24,9 @@ pub trait Driver: Send {
     /// What has completed since the last call; the bytes of a read, no bytes for the rest. Clears the descriptor's
     /// readiness.
     fn completions(&mut self) -> Vec<(OpId, Result<Bytes, DeviceError>)>;
+    /// Whether something has completed in the meantime, as far as can be told for nothing. True for reads of what was in
+    /// memory as soon as they are submitted.
+    fn is_ready(&mut self) -> bool;
     /// Readable when there are completions to take.
     fn fd(&self) -> RawFd;
 }

@@ -47,8 +47,9 @@ impl OpId {
 /// One operation. Offsets and lengths are multiples of [`BLOCK_BYTES`].
 #[derive(Clone, PartialEq, Eq)]
 pub enum DeviceOp {
-    /// Completes with exactly `length` bytes.
-    Read { id: OpId, offset: u64, length: u32 },
+    /// Completes with exactly `length` bytes. `cached`: what the system holds of the disk in memory will do, and may be
+    /// kept there; else they are the disk's own.
+    Read { id: OpId, offset: u64, length: u32, cached: bool },
     /// `durable`: completes only once this write is durable. A write and its flush may be one operation of the disk.
     Write { id: OpId, offset: u64, data: WriteBytes, durable: bool },
     /// When it completes, every write that completed before its submission is durable.
@@ -66,7 +67,7 @@ impl DeviceOp {
 impl fmt::Debug for DeviceOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            DeviceOp::Read { id, offset, length } => write!(f, "Read({} {offset:#x}+{length:#x})", id.0),
+            DeviceOp::Read { id, offset, length, cached: _ } => write!(f, "Read({} {offset:#x}+{length:#x})", id.0),
             DeviceOp::Write { id, offset, data, durable } => {
                 let kind = if *durable { "DurableWrite" } else { "Write" };
                 write!(f, "{kind}({} {offset:#x}+{:#x})", id.0, data.len())

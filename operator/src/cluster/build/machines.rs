@@ -81,6 +81,8 @@ fn keeper(inputs: &Inputs<'_>) -> Object {
     );
     let spec = json!({
         "serviceAccountName": layout.part("agent"),
+        // It has nothing to end in order: whoever needs its descriptors has them too.
+        "terminationGracePeriodSeconds": 1,
         "initContainers": [folder],
         "containers": [keeper],
         "volumes": [host_path("run", &run, "DirectoryOrCreate")],

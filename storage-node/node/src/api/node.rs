@@ -80,7 +80,7 @@ impl Node for Services {
         let disk_id = self.format(cluster).await?;
         self.call(Call::Learn(seeds)).await?;
         let registered = match self.registration().await {
-            Some(registration) => register_once(self, &registration).await.is_ok(),
+            Some(registration) => register_once(self, &registration, &mut None).await.is_ok(),
             None => false,
         };
         Ok(Response::new(v1::JoinResponse { disk_id, registered }))

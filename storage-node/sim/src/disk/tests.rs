@@ -20,7 +20,7 @@ fn write(id: u64, block: u64, fill: u8, durable: bool) -> DeviceOp {
 }
 
 fn read(id: u64, block: u64) -> DeviceOp {
-    DeviceOp::Read { id: OpId(id), offset: block * BLOCK, length: BLOCK_BYTES as u32 }
+    DeviceOp::Read { id: OpId(id), offset: block * BLOCK, length: BLOCK_BYTES as u32, cached: false }
 }
 
 fn drain(disk: &mut SimDisk) -> Vec<(Timestamp, OpId, Result<Bytes, DeviceError>)> {

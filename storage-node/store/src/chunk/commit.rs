@@ -240,7 +240,7 @@ impl Chunks {
                 let id = self.ids.take();
                 let offset = self.layout.offset(job.from);
                 self.pending.insert(id, Pending::Commit(CommitIo::Copy(job)));
-                self.ops.push(DeviceOp::Read { id, offset, length: SLOT_BYTES as u32 });
+                self.ops.push(DeviceOp::Read { id, offset, length: SLOT_BYTES as u32, cached: false });
             } else if let Some(Job { place, data }) = commit.jobs.pop_front() {
                 let mut buffer = AlignedBuffer::padded(&data);
                 while let Some(next) = commit.jobs.front()
@@ -301,7 +301,7 @@ impl Chunks {
             let id = self.ids.take();
             let offset = self.layout.offset(Place(from.0 + block));
             self.pending.insert(id, Pending::Commit(CommitIo::CopyBlock(one, block)));
-            self.ops.push(DeviceOp::Read { id, offset, length: BLOCK_BYTES as u32 });
+            self.ops.push(DeviceOp::Read { id, offset, length: BLOCK_BYTES as u32, cached: false });
             commit.operations += 1;
         }
     }

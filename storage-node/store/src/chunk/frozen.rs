@@ -153,7 +153,14 @@ impl Chunks {
     pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
         match self.frozen_root(group, Some(id)) {
             Ok((_, root)) => {
-                self.start_map_read(group, root, first_block, u64::from(count), Vec::new(), Purpose::Bytes { token });
+                self.start_map_read(
+                    group,
+                    root,
+                    first_block,
+                    u64::from(count),
+                    Vec::new(),
+                    Purpose::Bytes { token, cached: false },
+                );
                 self.advance();
             }
             Err(error) => self.events.push(StoreEvent::Read { token, result: Err(error) }),

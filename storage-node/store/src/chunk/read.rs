@@ -36,14 +36,10 @@ pub struct ReadState {
 /// Who waits for a read.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose {
-    Bytes {
-        token: u64,
-    },
+    /// `cached`: for a client, who may well ask for it again.
+    Bytes { token: u64, cached: bool },
     /// A slot for another replica, of the state after the entry `index`.
-    Copy {
-        token: u64,
-        index: u64,
-    },
+    Copy { token: u64, index: u64 },
     /// Only whether it can be read.
     Scrub,
 }
@@ -72,7 +68,7 @@ impl Chunks {
     /// # Panics
     /// Where it is longer than [`READ_BLOCKS_MAX`].
     pub fn read(&mut self, group: GroupId, first_block: u64, count: u32, token: u64) {
-        match self.start_read(group, first_block, u64::from(count), Purpose::Bytes { token }) {
+        match self.start_read(group, first_block, u64::from(count), Purpose::Bytes { token, cached: true }) {
             Ok(()) => self.advance(),
             Err(error) => self.events.push(StoreEvent::Read { token, result: Err(error) }),
         }
@@ -190,7 +186,8 @@ impl Chunks {
                     let length = (checksums.len() * BLOCK_BYTES) as u32;
                     let id = self.ids.take();
                     self.pending.insert(id, Pending::Blocks { read: serial, first_block: first, offset });
-                    self.ops.push(DeviceOp::Read { id, offset, length });
+                    let cached = matches!(read.purpose, Purpose::Bytes { cached: true, .. });
+                    self.ops.push(DeviceOp::Read { id, offset, length, cached });
                     read.waiting += 1;
                     read.segments.insert(first, Segment::Awaited(checksums));
                 }
@@ -226,7 +223,7 @@ impl Chunks {
                 {
                     let id = self.ids.take();
                     self.pending.insert(id, Pending::Blocks { read: serial, first_block: block, offset });
-                    self.ops.push(DeviceOp::Read { id, offset, length: BLOCK_BYTES as u32 });
+                    self.ops.push(DeviceOp::Read { id, offset, length: BLOCK_BYTES as u32, cached: false });
                     read.waiting += 1;
                     read.segments.insert(block, Segment::Awaited(vec![checksum]));
                 }
@@ -251,7 +248,7 @@ impl Chunks {
             let slots: BTreeSet<u64> = read.corrupt.iter().map(|block| block / SLOT_BLOCKS).collect();
             self.tell_corrupt(read.group, slots.into_iter().collect());
             match read.purpose {
-                Purpose::Bytes { token } => {
+                Purpose::Bytes { token, .. } => {
                     self.events.push(StoreEvent::Read { token, result: read.into_result() });
                 }
                 Purpose::Copy { token, index } => {
@@ -268,7 +265,7 @@ impl ReadState {
     /// The disk has failed: whoever waits hears it.
     pub fn into_failed(self) -> Option<StoreEvent> {
         match self.purpose {
-            Purpose::Bytes { token } => Some(StoreEvent::Read { token, result: Err(ReadError::Failed) }),
+            Purpose::Bytes { token, .. } => Some(StoreEvent::Read { token, result: Err(ReadError::Failed) }),
             Purpose::Copy { .. } | Purpose::Scrub => None,
         }
     }

@@ -170,7 +170,7 @@ impl Chunks {
     fn scrub_read(&mut self, offset: u64, length: usize, io: ScrubIo) {
         let id = self.ids.take();
         self.pending.insert(id, Pending::Scrub(io));
-        self.ops.push(DeviceOp::Read { id, offset, length: length as u32 });
+        self.ops.push(DeviceOp::Read { id, offset, length: length as u32, cached: false });
         self.scrub.waiting += 1;
         self.scrub.bytes += length as u64;
     }

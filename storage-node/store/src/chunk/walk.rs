@@ -111,7 +111,7 @@ impl Chunks {
         let op = self.ids.take();
         self.pending.insert(op, Pending::Page(at.place));
         let offset = self.layout.offset(at.place);
-        self.ops.push(DeviceOp::Read { id: op, offset, length: BLOCK_BYTES as u32 });
+        self.ops.push(DeviceOp::Read { id: op, offset, length: BLOCK_BYTES as u32, cached: false });
     }
 
     pub(super) fn on_page(&mut self, place: Place, result: Result<Bytes, DeviceError>) {

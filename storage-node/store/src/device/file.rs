@@ -26,9 +26,15 @@ pub enum FileDeviceError {
 /// the kernel keeps the lock with the last reference to the open file.
 ///
 /// Direct where the file system can do it; elsewhere through the page cache. Either way only `flush` makes durable.
+///
+/// Reads that may be served from memory have a second descriptor, with the page cache and without read-ahead: memory
+/// that the system takes back when it needs it, and that never holds anything unwritten. The kernel drops from it what
+/// a direct write changes, and nobody reads blocks while they are written.
 #[derive(Debug)]
 pub struct FileDevice {
     file: File,
+    /// `None`: `file` is not direct.
+    cached: Option<File>,
     bytes: u64,
     direct: bool,
 }
@@ -59,7 +65,8 @@ impl FileDevice {
         }
         // The size of a block device is where seeking to its end leads; its metadata says 0.
         let bytes = io::Seek::seek(&mut &file, io::SeekFrom::End(0)).map_err(failed("measure"))?;
-        Ok(FileDevice { file, bytes: bytes - bytes % BLOCK_BYTES as u64, direct })
+        let cached = if direct { Some(open_cached(path).map_err(failed("open"))?) } else { None };
+        Ok(FileDevice { file, cached, bytes: bytes - bytes % BLOCK_BYTES as u64, direct })
     }
 
     /// Makes a file of `bytes`, its space reserved, and opens it. Never touches one that exists.
@@ -80,6 +87,11 @@ impl FileDevice {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("flush the folder of"))?;
         drop(file);
         Self::open(path)
+    }
+
+    /// For reads that may be served from memory.
+    pub(crate) fn cached_fd(&self) -> RawFd {
+        self.cached.as_ref().unwrap_or(&self.file).as_raw_fd()
     }
 
     /// Whether the page cache is bypassed.
@@ -127,6 +139,14 @@ impl Device for FileDevice {
     fn flush(&self) -> io::Result<()> {
         self.file.sync_data()
     }
+}
+
+/// Reads nothing ahead: what is read together was asked for together.
+fn open_cached(path: &Path) -> io::Result<File> {
+    let file = File::open(path)?;
+    // SAFETY: the descriptor is open for the length of the call; no memory is passed.
+    let error = unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_RANDOM) };
+    if error == 0 { Ok(file) } else { Err(io::Error::from_raw_os_error(error)) }
 }
 
 /// Reserves space, so that a full file system is found now. A file system that cannot gets a sparse file.

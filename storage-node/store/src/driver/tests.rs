@@ -32,15 +32,23 @@ fn exercise(driver: &mut dyn Driver) {
     assert!(wait(driver, 200).values().all(|result| result.as_ref().is_ok_and(Bytes::is_empty)));
     driver.submit(vec![
         DeviceOp::Flush { id: OpId(1000) },
-        DeviceOp::Read { id: OpId(1001), offset: 4096, length: 8192 },
-        DeviceOp::Read { id: OpId(1002), offset: 4 << 20, length: 4096 },
+        DeviceOp::Read { id: OpId(1001), offset: 4096, length: 8192, cached: true },
+        DeviceOp::Read { id: OpId(1002), offset: 4 << 20, length: 4096, cached: false },
     ]);
     let done = wait(driver, 3);
     assert_eq!(done[&OpId(1000)], Ok(Bytes::new()));
     assert_eq!(done[&OpId(1001)], Ok(Bytes::from([[1; 4096], [2; 4096]].concat())));
     assert!(matches!(done[&OpId(1002)], Err(DeviceError::Read { offset: 0x40_0000, length: 4096, .. })));
+    // What is in memory follows what is written past it.
+    let write = DeviceOp::Write { id: OpId(1003), offset: 8192, data: block(9).into(), durable: true };
+    driver.submit(vec![write]);
+    wait(driver, 1);
+    driver.submit(vec![DeviceOp::Read { id: OpId(1004), offset: 4096, length: 8192, cached: true }]);
+    assert_eq!(wait(driver, 1)[&OpId(1004)], Ok(Bytes::from([[1; 4096], [9; 4096]].concat())));
     // Dropped with operations in flight by the caller: nothing may be freed under the kernel's hands.
-    driver.submit((0..50).map(|n| DeviceOp::Read { id: OpId(n), offset: n * 4096, length: 4096 }).collect());
+    driver.submit(
+        (0..50).map(|n| DeviceOp::Read { id: OpId(n), offset: n * 4096, length: 4096, cached: n % 2 == 0 }).collect(),
+    );
 }
 
 fn file() -> (tempfile::TempDir, Arc<FileDevice>) {

@@ -63,6 +63,10 @@ impl Driver for ThreadDriver {
         mem::take(&mut self.shared.state().completions)
     }
 
+    fn is_ready(&mut self) -> bool {
+        false
+    }
+
     fn fd(&self) -> RawFd {
         self.shared.completed.as_raw_fd()
     }

@@ -3,7 +3,7 @@
 //! A durable write is a write and then a data sync, pushed as soon as the write has completed. One operation with
 //! `RWF_DSYNC` was measured to take the kernel's shared work queue for its flush, which costs a scheduler tick (4 ms)
 //! where the processors are busy; linked operations gained nothing, and stop at a short write. A thread that waits in
-//! `epoll_wait` while it has operations in flight may see `EINTR` from it; that means nothing.
+//! `epoll_wait` while it has operations in flight may see `EINTR` from it: that says no more than [`Driver::is_ready`].
 
 use std::collections::VecDeque;
 use std::io;
@@ -44,7 +44,10 @@ struct Slot {
 impl UringDriver {
     /// Fails where the kernel has no io_uring, forbids it, or lacks an operation: use the threads there.
     pub fn new(device: Arc<FileDevice>) -> io::Result<UringDriver> {
-        let ring = IoUring::new(DEPTH as u32)?;
+        // Completions wait for the owner's next system call, where it is not asleep: no interrupt is sent for them. Older
+        // kernels (before 5.19) do not know that.
+        let ring =
+            IoUring::builder().setup_coop_taskrun().build(DEPTH as u32).or_else(|_| IoUring::new(DEPTH as u32))?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed = [opcode::Read::CODE, opcode::Write::CODE, opcode::Fsync::CODE];
@@ -81,9 +84,13 @@ impl UringDriver {
 
     fn push(&mut self, number: usize) {
         let slot = self.slots[number].as_mut().expect("only occupied slots are pushed");
-        let entry = slot.entry(types::Fd(self.device.as_raw_fd())).user_data(number as u64);
+        let file = match slot.operation {
+            DeviceOp::Read { cached: true, .. } => self.device.cached_fd(),
+            _ => self.device.as_raw_fd(),
+        };
+        let entry = slot.entry(types::Fd(file)).user_data(number as u64);
         // SAFETY: the entry's memory belongs to the slot, which is freed only when the kernel has completed it, and
-        // the file stays open as long as `self.device`.
+        // the files stay open as long as `self.device`.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         pushed.expect("the ring has an entry for every slot, and a slot has one entry at a time");
     }
@@ -185,6 +192,10 @@ impl Driver for UringDriver {
         self.reap();
         self.pump();
         std::mem::take(&mut self.completions)
+    }
+
+    fn is_ready(&mut self) -> bool {
+        !self.ring.completion().is_empty()
     }
 
     fn fd(&self) -> RawFd {

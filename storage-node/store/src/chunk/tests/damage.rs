@@ -218,7 +218,7 @@ fn a_failed_write_fails_the_disk_and_every_read_in_flight() {
 /// Completes everything, reads with an error.
 fn fail_reads(machine: &mut Machine) {
     for op in machine.chunks.take_ops() {
-        let DeviceOp::Read { id, offset, length } = op else { panic!("only reads were asked for") };
+        let DeviceOp::Read { id, offset, length, .. } = op else { panic!("only reads were asked for") };
         let error = DeviceError::Read { offset, length: u64::from(length), reason: "medium".to_owned() };
         machine.chunks.on_completion(id, Err(error));
     }

@@ -303,7 +303,7 @@ fn an_unreadable_sector_costs_its_block_alone() {
             machine.complete_any();
             continue;
         };
-        let DeviceOp::Read { id, offset, length } = machine.in_flight.remove(n).op else { unreachable!() };
+        let DeviceOp::Read { id, offset, length, .. } = machine.in_flight.remove(n).op else { unreachable!() };
         let reason = "a bad sector".to_owned();
         let error = DeviceError::Read { offset, length: u64::from(length), reason };
         machine.chunks.on_completion(id, Err(error));

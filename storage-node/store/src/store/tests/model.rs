@@ -317,7 +317,7 @@ impl Run {
             store.read(group(*number), 0, BLOCKS, 1);
             let answer = loop {
                 for op in store.take_ops() {
-                    let DeviceOp::Read { id, offset, length } = op else { panic!("{op:?} while nothing changes") };
+                    let DeviceOp::Read { id, offset, length, .. } = op else { panic!("{op:?} while nothing changes") };
                     let mut buffer = vec![0; length as usize];
                     device.read_at(offset, &mut buffer).unwrap();
                     store.on_completion(id, Ok(buffer.into()));

@@ -76,6 +76,8 @@ pub(crate) fn message(status: &Status) -> String {
 
 /// Also where the connection broke under the call, as when that node is killed: every call may be repeated.
 pub(crate) fn is_worth_another_try(status: &Status) -> bool {
-    let broken = std::error::Error::source(status).is_some();
+    // A remembered connection that cannot be made again has no source: tonic says UNKNOWN, before anything was sent.
+    let unready = status.code() == Code::Unknown && refusal::reason(status).is_none();
+    let broken = std::error::Error::source(status).is_some() || unready;
     broken || status.code() == Code::Unavailable || matches!(refusal::reason(status), Some("NotReady" | "NoReplica"))
 }

@@ -77,8 +77,8 @@ impl Context {
             let away = condition.type_ == "Available" && condition.status == "False" && condition.reason != NOT_FOUNDED;
             let warning = away || (bad && condition.status == "True");
             // What is on its way, or said by another condition at the same time, is no news.
-            let ready = condition.type_ == "Ready" && condition.status == "True";
-            if !warning && !ready {
+            let good = condition.type_ == "Ready" && condition.status == "True";
+            if !warning && !good {
                 continue;
             }
             let event = Event {

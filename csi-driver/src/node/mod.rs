@@ -165,7 +165,7 @@ impl node_server::Node for Node {
         let name = request.volume_id.clone();
         self.work("NodeExpandVolume", &name, move |volumes| {
             let name = request::name(&request.volume_id)?;
-            let path = request::path("volume_path", &request.volume_path)?;
+            let path = request::place("volume_path", &request.volume_path)?;
             if request.volume_capability.is_some() {
                 Access::of(request.volume_capability.as_ref())?;
             }
@@ -188,7 +188,7 @@ impl node_server::Node for Node {
         let name = request.volume_id.clone();
         self.look("NodeGetVolumeStats", &name, move |volumes| {
             let name = request::name(&request.volume_id)?;
-            let path = request::path("volume_path", &request.volume_path)?;
+            let path = request::place("volume_path", &request.volume_path)?;
             let usage = volumes.usage(&name, &path)?;
             let mut entries = vec![csi::VolumeUsage {
                 available: signed(usage.available_bytes),
@@ -217,14 +217,6 @@ impl node_server::Node for Node {
         let name = request.volume_id.clone();
         self.look("NodeGetVolumeHealth", &name, move |volumes| {
             let name = request::name(&request.volume_id)?;
-            for (what, path) in [
-                ("volume_publish_path", &request.volume_publish_path),
-                ("staging_target_path", &request.staging_target_path),
-            ] {
-                if !path.is_empty() {
-                    request::path(what, path)?;
-                }
-            }
             let (record, status) = volumes.known(&name, &PathBuf::new())?;
             let device = status.as_ref().and_then(|status| status.device.as_deref());
             let read_only = device.map_or(Ok(false), |device| volumes::is_read_only_by_error(&record, device))?;

@@ -87,6 +87,12 @@ pub fn name(volume_id: &str) -> Result<String, NodeError> {
     Ok(volume_id.to_owned())
 }
 
+/// A path by which a CO asks about a volume; one that is not absolute is no place of any volume, which the answer says.
+pub fn place(what: &'static str, text: &str) -> Result<PathBuf, NodeError> {
+    if text.is_empty() { Err(NodeError::Missing(what)) } else { Ok(PathBuf::from(text)) }
+}
+
+/// A path at which something is made or taken away.
 pub fn path(what: &'static str, text: &str) -> Result<PathBuf, NodeError> {
     if text.is_empty() {
         return Err(NodeError::Missing(what));

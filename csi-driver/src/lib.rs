@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod authority;
 pub mod capability;
 pub mod controller;
 pub mod http;

@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::authority;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
@@ -61,7 +64,7 @@ pub async fn serve(
     path: &Path,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), ServerError> {
-    let incoming = listen(path)?;
+    let incoming = listen(path)?.map(|connection| connection.map(authority::relay));
     let ended = async move {
         // An error means that nobody can tell any more: it ends then, too.
         let _ = shutdown.wait_for(|ends| *ends).await;

@@ -11,7 +11,7 @@ use holdfast_transport::TlsConfigs;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use crate::error::{CallError, is_worth_another_try, message};
+use crate::error::{CallError, is_worth_another_try, message, unreachable};
 
 /// Between two rounds over nodes of which none leads: an election takes several hundred milliseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -73,10 +73,11 @@ impl Client {
     pub async fn node(&self, address: &str) -> Result<NodeClient<Channel>, CallError> {
         match channel::connect(address, &self.tls, self.times.call).await {
             Ok(channel) => Ok(NodeClient::new(channel)),
-            Err(error) if channel::is_certificate_refused(&error) => {
-                Err(CallError::CertificateRefused { what: address.to_owned(), last: error.to_string() })
-            }
-            Err(error) => Err(CallError::Unreachable { address: address.to_owned(), detail: error.to_string() }),
+            Err(error) if channel::is_certificate_refused(&error) => Err(CallError::CertificateRefused {
+                what: address.to_owned(),
+                last: unreachable(address, &error).to_string(),
+            }),
+            Err(error) => Err(unreachable(address, &error)),
         }
     }
 
@@ -161,7 +162,7 @@ impl Client {
                     Ok(channel) => channel,
                     Err(error) => {
                         refused &= channel::is_certificate_refused(&error);
-                        said = error.to_string();
+                        said = unreachable(address, &error).to_string();
                         continue;
                     }
                 };

@@ -59,6 +59,15 @@ impl CallError {
     }
 }
 
+/// Of a connection that was not made, the innermost cause says why.
+pub(crate) fn unreachable(address: &str, error: &(dyn std::error::Error + 'static)) -> CallError {
+    let mut innermost = error;
+    while let Some(next) = innermost.source() {
+        innermost = next;
+    }
+    CallError::Unreachable { address: address.to_owned(), detail: innermost.to_string() }
+}
+
 /// Where the connection broke under the call, only the innermost cause says why.
 pub(crate) fn message(status: &Status) -> String {
     if refusal::reason(status).is_some() {
@@ -69,7 +78,7 @@ pub(crate) fn message(status: &Status) -> String {
         innermost = Some(next);
     }
     match innermost {
-        Some(cause) => format!("{cause}; a node that always hangs up does not accept our certificate"),
+        Some(cause) => format!("{cause}; a node that always hangs up does not accept the certificate"),
         None => status.message().to_owned(),
     }
 }

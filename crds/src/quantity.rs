@@ -36,7 +36,9 @@ pub fn bytes(quantity: &Quantity) -> Result<u64, QuantityError> {
     let text = quantity.0.trim();
     let malformed = || QuantityError::Malformed { text: text.chars().take(40).collect() };
     let too_large = || QuantityError::TooLarge { text: text.chars().take(40).collect() };
-    if let Some((mantissa, exponent)) = text.split_once(['e', 'E']).filter(|(_, rest)| !rest.is_empty()) {
+    // `Ei` and `E` are suffixes.
+    let number = |(_, rest): &(&str, &str)| rest.starts_with(|first: char| first == '+' || first.is_ascii_digit());
+    if let Some((mantissa, exponent)) = text.split_once(['e', 'E']).filter(number) {
         let exponent: u32 = exponent.trim_start_matches('+').parse().map_err(|_| malformed())?;
         let power = 10u128.checked_pow(exponent).ok_or_else(too_large)?;
         return scaled(mantissa, power, 1).ok_or_else(malformed)?.ok_or_else(too_large);
@@ -108,6 +110,7 @@ mod tests {
             ("1500m", 2),
             ("+1Ki", 1024),
             (".5Ki", 512),
+            ("1Ei", 1 << 60),
         ] {
             assert_eq!(bytes(&Quantity(text.into())), Ok(expected), "{text}");
         }

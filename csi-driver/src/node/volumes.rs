@@ -59,7 +59,10 @@ impl Volumes {
         let served = self.device(stage)?;
         match &stage.access.kind {
             Kind::Block => {
-                // Nobody shall ever make a file system over what its user writes there.
+                // Nobody shall ever make a file system over what its user writes there. One state comes after the other.
+                if served.formatted == FormattedState::None {
+                    self.agent.set_formatted(stage.grant.volume, FormattedState::Formatting)?;
+                }
                 if served.formatted != FormattedState::Formatted {
                     self.agent.set_formatted(stage.grant.volume, FormattedState::Formatted)?;
                 }

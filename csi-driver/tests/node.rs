@@ -300,7 +300,7 @@ fn code(result: Result<impl Sized, Status>) -> Code {
 }
 
 #[tokio::test]
-async fn volumes_come_to_pods_and_go_and_keep_what_was_written() {
+async fn volumes_come_to_pods_and_go_and_keep_what_was_written_needs_root_needs_fuse() {
     let mut world = World::new().await;
     registers(&world).await;
     a_file_system(&world).await;

@@ -234,11 +234,9 @@ impl<C: Command> Raft<C> {
                 let before = progress.flushed;
                 progress.on_submitted(index, flushed);
                 // One that keeps up has been sent everything.
-                if progress.flushed > before && progress.next <= last {
-                    let lags = log.bytes_reach(progress.next, LAG_BYTES_MAX);
-                    if lags {
-                        leading.pace.on_progress(now, log.bytes_between(before, progress.flushed));
-                    }
+                let behind = progress.flushed > before && progress.next <= last;
+                if behind && log.bytes_reach(progress.next, LAG_BYTES_MAX) {
+                    leading.pace.on_progress(now, log.bytes_between(before, progress.flushed));
                 }
             }
             AppendResult::Mismatch { rejected, hint } => {

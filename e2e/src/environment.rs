@@ -198,6 +198,7 @@ impl<'a> Environment<'a> {
     }
 
     pub async fn create_claim(&self, name: &str, mode: Mode, size: &str) -> Result<()> {
+        self.forget_progress(name).await?;
         let claims: Api<PersistentVolumeClaim> = self.work();
         claims.create(&PostParams::default(), &objects::claim(name, mode, size)?).await?;
         Ok(())
@@ -270,6 +271,14 @@ impl<'a> Environment<'a> {
         Ok(progress)
     }
 
+    /// Removes the logs of a claim's writers: what a run that was broken off has left would be taken for this one's.
+    async fn forget_progress(&self, claim: &str) -> Result<()> {
+        for node in self.workers().await? {
+            on_node(&node, &format!("rm -f {LOGS}/{claim}.log")).await?;
+        }
+        Ok(())
+    }
+
     /// Deletes claims and waits until nothing of their volumes is left: no object, no copy, no device, no mount.
     pub async fn delete_claims(&self, claims: &[&str]) -> Result<()> {
         let api: Api<PersistentVolumeClaim> = self.work();
@@ -298,10 +307,8 @@ impl<'a> Environment<'a> {
             Ok(Seen::Done(()))
         })
         .await?;
-        for node in self.workers().await? {
-            for claim in claims {
-                on_node(&node, &format!("rm -f {LOGS}/{claim}.log")).await?;
-            }
+        for claim in claims {
+            self.forget_progress(claim).await?;
         }
         leftovers::none(self).await
     }

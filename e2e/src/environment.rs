@@ -89,12 +89,32 @@ impl<'a> Environment<'a> {
             self.cluster_ready().await?;
             println!("StorageCluster ready after {:.1} s", started.elapsed().as_secs_f64());
         }
+        self.runs(image).await?;
         self.cluster_ready().await?;
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         if namespaces.get_opt(WORK).await?.is_none() {
             kubectl(&["create", "namespace", WORK]).await?;
         }
         Ok(())
+    }
+
+    /// Waits until every pod has this image: after an upgrade the operator replaces them one by one.
+    async fn runs(&self, image: &str) -> Result<()> {
+        let (repository, _) = image.rsplit_once(':').context("--image has no tag")?;
+        let pods: Api<Pod> = self.system();
+        until("every pod has the image", LATE, async || {
+            for pod in pods.list(&ListParams::default()).await? {
+                let ours = |image: &&str| image.starts_with(&format!("{repository}:"));
+                let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+                if let Some(other) =
+                    containers.filter_map(|c| c.image.as_deref()).filter(ours).find(|had| *had != image)
+                {
+                    return Ok(Seen::Not(format!("{} has {other}", pod.name_any())));
+                }
+            }
+            Ok(Seen::Done(()))
+        })
+        .await
     }
 
     /// Removes everything, the data too, and looks for what stayed behind.

@@ -18,6 +18,8 @@ pub struct Observed {
     pub others: Vec<(String, String, Pod)>,
     /// Pods that the StatefulSet of each group is to have.
     pub replicas: BTreeMap<String, i32>,
+    /// When a person last asked for new pods, by group or component.
+    pub restarted: BTreeMap<String, String>,
     /// Claims, by name.
     pub claims: BTreeSet<String>,
     /// What each member says of itself.

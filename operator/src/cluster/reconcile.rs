@@ -169,7 +169,7 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     if let Some(why) = failure {
         conditions.reconciling("MemberRefused", why);
     }
-    let templates = build::templates(&objects_wanted);
+    let templates = build::templates(&objects_wanted, &observed.restarted);
     let looked = update::Looked {
         cluster: valid,
         observed: &observed,

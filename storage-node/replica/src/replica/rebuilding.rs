@@ -646,7 +646,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn commit_own(&mut self, context: &mut Context<'_>, outputs: &mut Vec<Output<S::Outcome>>) {
-        let hard_state = codec::encode_hard_state(&self.hard_state, !self.raft.may_vote());
+        let hard_state = self.encoded_hard_state();
         match context.store.commit_install(self.group, hard_state) {
             Ok(()) => {
                 self.rebuilds.uncommitted = false;
@@ -664,17 +664,15 @@ impl<S: StateMachine> Replica<S> {
         state: &Bytes,
         outputs: &mut Vec<Output<S::Outcome>>,
     ) {
+        let hard_state = self.encoded_hard_state();
         let Some(receiver) = &mut self.rebuilds.receiver else { return };
         let decoded = Snapshot::decode(state).map_err(|error| error.to_string()).and_then(|snapshot| {
             snapshot.configuration.validate().map_err(|error| error.to_string())?;
             S::decode_state(&snapshot.machine).map(|machine| (snapshot, machine))
         });
         let Ok((snapshot, machine)) = decoded else { return receiver.give_up(GiveUp::State) };
-        let group_state = GroupState {
-            hard_state: codec::encode_hard_state(&self.hard_state, !self.raft.may_vote()),
-            position: codec::encode_position(offer.position),
-            state: state.clone(),
-        };
+        let group_state =
+            GroupState { hard_state, position: codec::encode_position(offer.position), state: state.clone() };
         match context.store.finish_install(self.group, offer.position.index.0, group_state, offer.hash) {
             Ok(()) => {
                 self.checkpoint_running = true;
@@ -691,8 +689,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// While this replica is between two states its log is pinned, and with it the whole disk's. Where the disk needs the
-    /// space, the log goes: what comes in its place was committed without it. Until it has caught up this replica then
-    /// gives no vote either.
+    /// space, the log goes: what comes in its place was committed without it. Its end stays, and this replica votes by that.
     pub(super) fn give_log_up_if_pressed(&mut self, context: &mut Context<'_>) {
         if self.rebuilds.installing_to == 0 || !self.checkpoint_due {
             return;

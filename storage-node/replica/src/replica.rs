@@ -430,7 +430,13 @@ impl<S: StateMachine> Replica<S> {
         let usage = context.store.usage();
         // With three quarters of its log in use the disk needs the space for what is new.
         let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
-        let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards(context.now) };
+        let keep_from = if pressed {
+            // A rebuild would only begin again: it is given half of what is left.
+            let pinned = self.rebuilds.pinned(context.now).filter(|_| usage.wal_used < usage.wal_total / 8 * 7);
+            pinned.map_or(self.checkpointed, |pinned| pinned.clamp(self.raft.status().base.index, self.checkpointed))
+        } else {
+            self.kept_for_laggards(context.now)
+        };
         if keep_from > self.raft.status().base.index {
             self.raft.compact(keep_from);
         }

@@ -10,11 +10,25 @@ use holdfast_id::ClusterId;
 #[derive(Parser)]
 #[command(name = "holdfast", version, about = "Replicated block volumes that keep working when machines do not")]
 pub struct Arguments {
-    /// Folder of a cluster made by `dev up`: its nodes and certificates
-    #[arg(long, global = true, value_name = "DIR", env = "HOLDFAST_CLUSTER")]
-    pub cluster: Option<PathBuf>,
+    #[command(flatten)]
+    pub cluster: Where,
     #[command(subcommand)]
     pub verb: Verb,
+}
+
+/// The cluster that a command is about.
+#[derive(Args)]
+pub struct Where {
+    /// Folder of a cluster made by `dev up`: its nodes and certificates
+    #[arg(id = "cluster", long = "cluster", global = true, value_name = "DIR", env = "HOLDFAST_CLUSTER")]
+    pub dir: Option<PathBuf>,
+    /// Control APIs of storage nodes, HOST:PORT, where there is no such folder; one that answers is enough
+    #[arg(id = "cluster-api", long = "cluster-api", global = true, value_name = "ADDRESS", env = "HOLDFAST_API")]
+    #[arg(value_delimiter = ',')]
+    pub api: Vec<String>,
+    /// Folder with ca.pem, and with tls.pem and tls.key of role admin, beside --cluster-api
+    #[arg(id = "cluster-pki", long = "cluster-pki", global = true, value_name = "DIR", env = "HOLDFAST_PKI")]
+    pub pki: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]

@@ -1,4 +1,4 @@
-//! The cluster of a folder, as the command line uses it.
+//! The cluster of a folder or of addresses, as the command line uses it.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
@@ -10,25 +10,46 @@ use holdfast_cluster_client::{Client, tls_from_files};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use crate::dev::layout::{ClusterFile, NodeEntry};
+use crate::dev::layout::ClusterFile;
 
 pub struct Cluster {
-    pub file: ClusterFile,
-    pub dir: PathBuf,
+    /// Where it is made of processes of this machine.
+    home: Option<(ClusterFile, PathBuf)>,
+    /// Control APIs of its nodes.
+    api: Vec<String>,
     client: Client,
 }
 
 impl Cluster {
     pub fn open(dir: &Path) -> Result<Cluster> {
         let file = ClusterFile::load(dir)?;
-        let pki = ClusterFile::pki(dir);
-        let tls = tls_from_files(&pki.join("admin.pem"), &pki.join("admin.key"), &pki.join("ca.pem"))?;
-        let client = Client::new(file.nodes.iter().map(|node| node.api.clone()).collect(), tls);
-        Ok(Cluster { file, dir: dir.to_owned(), client })
+        let api = file.nodes.iter().map(|node| node.api.clone()).collect();
+        let cluster = Cluster::with(api, &ClusterFile::pki(dir), "admin")?;
+        Ok(Cluster { home: Some((file, dir.to_owned())), ..cluster })
     }
 
-    pub fn nodes(&self) -> &[NodeEntry] {
-        &self.file.nodes
+    /// `pki`: a folder as the CSI controller has it.
+    pub fn at(api: Vec<String>, pki: &Path) -> Result<Cluster> {
+        Cluster::with(api, pki, "tls")
+    }
+
+    fn with(api: Vec<String>, pki: &Path, name: &str) -> Result<Cluster> {
+        let file = |name: String| pki.join(name);
+        let tls =
+            tls_from_files(&file(format!("{name}.pem")), &file(format!("{name}.key")), &file("ca.pem".to_owned()))?;
+        Ok(Cluster { home: None, client: Client::new(api.clone(), tls), api })
+    }
+
+    /// # Errors
+    /// The cluster is not one of this machine's.
+    pub fn home(&self) -> Result<(&ClusterFile, &Path)> {
+        let (file, dir) = self.home.as_ref().context("only with --cluster DIR, the folder given to `dev up`")?;
+        Ok((file, dir))
+    }
+
+    /// Control APIs of its nodes.
+    pub fn api(&self) -> &[String] {
+        &self.api
     }
 
     pub async fn node(&self, address: &str) -> Result<NodeClient<Channel>> {

@@ -1,13 +1,11 @@
 //! `holdfast disk …`: the disks of the cluster; and a look, which writes nothing, at one that no node has open.
 
-use std::path::PathBuf;
-
 use anyhow::{Context, Result, bail};
 use holdfast_api::v1;
 use holdfast_store::device::file::FileDevice;
 use holdfast_store::inspect::{self, Severity};
 
-use crate::args::{Disk, Format};
+use crate::args::{Disk, Format, Where};
 use crate::client::{Cluster, block_on};
 use crate::show;
 
@@ -21,13 +19,13 @@ pub async fn set_life(cluster: &Cluster, disk: &str, life: v1::DiskLife) -> Resu
     response.await?.disk.context("an answer without a disk")
 }
 
-fn change(cluster: Option<PathBuf>, disk: &str, life: v1::DiskLife, format: Format) -> Result<()> {
+fn change(cluster: Where, disk: &str, life: v1::DiskLife, format: Format) -> Result<()> {
     let cluster = show::open(cluster)?;
     let disk = block_on(set_life(&cluster, disk, life))?;
     show::changed_disk(&disk, format)
 }
 
-pub fn run(cluster: Option<PathBuf>, verb: Disk) -> Result<()> {
+pub fn run(cluster: Where, verb: Disk) -> Result<()> {
     match verb {
         Disk::List(format) => show::disks(cluster, format)?,
         Disk::Add { disk, format } => change(cluster, &disk, v1::DiskLife::Active, format)?,

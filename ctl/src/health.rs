@@ -12,8 +12,8 @@ use crate::client::Cluster;
 /// `error`, where no node has anything to say.
 pub async fn ask_each(cluster: &Cluster, error: anyhow::Error) -> Result<Vec<v1::Reason>> {
     let mut reasons = Vec::new();
-    for node in cluster.nodes() {
-        let Ok(mut client) = cluster.node(&node.api).await else { continue };
+    for api in cluster.api() {
+        let Ok(mut client) = cluster.node(api).await else { continue };
         let Ok(answer) = client.status(v1::StatusRequest {}).await else { continue };
         reasons.extend(answer.into_inner().reasons);
     }

@@ -1,13 +1,12 @@
 //! `holdfast storage-node` and `holdfast node …`.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use holdfast_api::v1;
 use holdfast_api::v1::DiskLife;
 
-use crate::args::{Format, Node, StorageNode};
+use crate::args::{Format, Node, StorageNode, Where};
 use crate::client::{Cluster, block_on};
 use crate::{dev, disk, show};
 
@@ -35,7 +34,7 @@ pub fn serve(options: StorageNode) -> Result<()> {
     })
 }
 
-pub fn run(cluster: Option<PathBuf>, verb: Node) -> Result<()> {
+pub fn run(cluster: Where, verb: Node) -> Result<()> {
     match verb {
         Node::List(format) => show::nodes(cluster, format),
         Node::Add { name, format } => {
@@ -69,7 +68,7 @@ async fn add(cluster: &Cluster, name: &str, format: Format) -> Result<()> {
     if known {
         return set_state(cluster, name, v1::NodeState::Active, format).await;
     }
-    dev::control::call(&cluster.dir, &dev::control::Command::Add(name.to_owned()))?;
+    dev::control::call(cluster.home()?.1, &dev::control::Command::Add(name.to_owned()))?;
     let until = Instant::now() + ADD_WITHIN;
     loop {
         let nodes = show::list_nodes(cluster).await?.nodes;

@@ -1,18 +1,22 @@
 //! What people and programs see: tables, and the same as JSON.
 
-use std::path::PathBuf;
-
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use holdfast_api::v1;
 use holdfast_api::v1::DiskLife;
 use serde_json::{Value, json};
 
-use crate::args::{Explain, Format, Subject};
+use crate::args::{Explain, Format, Subject, Where};
 use crate::client::{Cluster, block_on};
 use crate::health;
 
-pub fn open(cluster: Option<PathBuf>) -> Result<Cluster> {
-    Cluster::open(&cluster.context("which cluster? say --cluster DIR, the folder given to `dev up`")?)
+pub fn open(cluster: Where) -> Result<Cluster> {
+    match (cluster.dir, cluster.pki) {
+        (Some(dir), _) => Cluster::open(&dir),
+        (None, Some(pki)) if !cluster.api.is_empty() => Cluster::at(cluster.api, &pki),
+        _ => bail!(
+            "which cluster? say --cluster DIR, the folder given to `dev up`, or --cluster-api ADDRESS with --cluster-pki DIR"
+        ),
+    }
 }
 
 pub fn print_json(value: &Value) -> Result<()> {
@@ -309,7 +313,7 @@ fn print_nodes(nodes: &[v1::ClusterNode]) {
     print_table(&["NAME", "STATE", "CONNECTED", "METADATA", "CAPACITY", "FREE", "COPIES", "ENDPOINT", "REASON"], &rows);
 }
 
-pub fn nodes(cluster: Option<PathBuf>, format: Format) -> Result<()> {
+pub fn nodes(cluster: Where, format: Format) -> Result<()> {
     let cluster = open(cluster)?;
     let nodes = block_on(list_nodes(&cluster))?.nodes;
     if format.json {
@@ -348,7 +352,7 @@ pub fn changed_disk(disk: &v1::ClusterDisk, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub fn disks(cluster: Option<PathBuf>, format: Format) -> Result<()> {
+pub fn disks(cluster: Where, format: Format) -> Result<()> {
     let cluster = open(cluster)?;
     let nodes = block_on(list_nodes(&cluster))?.nodes;
     let disks = || nodes.iter().flat_map(|node| node.disks.iter().map(|disk| (node.name.as_str(), disk)));
@@ -364,7 +368,7 @@ pub fn disks(cluster: Option<PathBuf>, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub fn status(cluster: Option<PathBuf>, format: Format) -> Result<()> {
+pub fn status(cluster: Where, format: Format) -> Result<()> {
     let cluster = open(cluster)?;
     let (nodes, volumes) = block_on(async { Ok((list_nodes(&cluster).await?, all_volumes(&cluster).await?)) })?;
     if format.json {
@@ -383,7 +387,7 @@ pub fn status(cluster: Option<PathBuf>, format: Format) -> Result<()> {
     Ok(())
 }
 
-pub fn explain(cluster: Option<PathBuf>, options: Explain) -> Result<()> {
+pub fn explain(cluster: Where, options: Explain) -> Result<()> {
     let cluster = open(cluster)?;
     let (kind, name) = match options.subject {
         Subject::Cluster => (v1::SubjectKind::Cluster, String::new()),

@@ -16,7 +16,7 @@ use holdfast_api::v1;
 use serde_json::{Value, json};
 
 use crate::agent_metrics;
-use crate::args::{Agent, Attach, Detach, Keeper, Volume};
+use crate::args::{Agent, Attach, Detach, Keeper, Volume, Where};
 use crate::client::{Cluster, block_on};
 use crate::dev::{found, layout::ClusterFile};
 use crate::device;
@@ -30,7 +30,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
-pub fn run(cluster: Option<PathBuf>, verb: Volume) -> Result<()> {
+pub fn run(cluster: Where, verb: Volume) -> Result<()> {
     let cluster = show::open(cluster)?;
     match verb {
         Volume::Create { name, size, replicas, block, format } => {
@@ -118,8 +118,8 @@ fn control_socket(cluster_dir: &Path, agent: &str) -> PathBuf {
 }
 
 /// Attaches through this machine's agent, which is started where it does not run.
-pub fn attach(cluster_dir: Option<PathBuf>, options: Attach) -> Result<()> {
-    let dir = cluster_dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
+pub fn attach(cluster: Where, options: Attach) -> Result<()> {
+    let dir = cluster.dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
     let cluster = Cluster::open(&dir)?;
     let volume = block_on(get(&cluster, &options.volume))?;
     let directory = options
@@ -178,8 +178,8 @@ fn attach_as(
     call_agent(dir, agent, json!({ "command": "attach", "volume": spec }))
 }
 
-pub fn detach(cluster_dir: Option<PathBuf>, options: Detach) -> Result<()> {
-    let dir = cluster_dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
+pub fn detach(cluster: Where, options: Detach) -> Result<()> {
+    let dir = cluster.dir.context("which cluster? say --cluster DIR, the folder given to `dev up`")?.canonicalize()?;
     let cluster = Cluster::open(&dir)?;
     let volume = block_on(get(&cluster, &options.volume))?;
     let note = mount_note(&dir, &options.agent, &volume.volume_id);

@@ -70,7 +70,7 @@ pub async fn found(cluster: &Cluster) -> Result<()> {
     let until = Instant::now() + FOUND_WITHIN;
     // What was founded is not founded again: a member of the metadata plane that begins anew under its former identity
     // would vote a second time. A node with an empty disk joins by itself.
-    if !cluster.file.founded {
+    if !cluster.home()?.0.founded {
         loop {
             match try_found(cluster).await {
                 Ok(()) => break,
@@ -82,7 +82,7 @@ pub async fn found(cluster: &Cluster) -> Result<()> {
     }
     loop {
         let nodes = cluster.call(|mut client| async move { client.list_nodes(v1::ListNodesRequest {}).await }).await?;
-        if nodes.nodes.iter().filter(|node| !node.disks.is_empty()).count() >= cluster.file.nodes.len() {
+        if nodes.nodes.iter().filter(|node| !node.disks.is_empty()).count() >= cluster.api().len() {
             return Ok(());
         }
         if Instant::now() >= until {
@@ -93,7 +93,7 @@ pub async fn found(cluster: &Cluster) -> Result<()> {
 }
 
 async fn try_found(cluster: &Cluster) -> Result<()> {
-    let file = &cluster.file;
+    let (file, _) = cluster.home()?;
     let count = if file.nodes.len() >= FOUNDERS_MAX { FOUNDERS_MAX } else { 1 };
     let mut members = Vec::new();
     for node in &file.nodes[..count] {

@@ -49,7 +49,7 @@ async fn up(options: DevUp) -> Result<()> {
         founded = found::found(&cluster) => match founded {
             Ok(()) => {
                 is_founded.store(true, Ordering::Relaxed);
-                println!("cluster of {} nodes is up: holdfast --cluster {} status", cluster.file.nodes.len(), dir.display());
+                println!("cluster of {} nodes is up: holdfast --cluster {} status", cluster.api().len(), dir.display());
             }
             Err(error) => eprintln!("holdfast: the cluster is not whole yet: {error:#}"),
         },

@@ -288,7 +288,7 @@ pub(crate) mod tests {
         };
         let old = of("old", "{role: storage}", 10);
         assert_eq!(taken(&old, &[old.clone(), of("new", "{role: storage}", 20)]), None, "it was there first");
-        let problem = taken(&of("new", "{}", 20), &[old.clone()]).unwrap();
+        let problem = taken(&of("new", "{}", 20), std::slice::from_ref(&old)).unwrap();
         assert_eq!(problem.reason, "DevicesTaken");
         assert!(problem.message.contains("/dev/sdb") && problem.message.contains("storage/old"), "{}", problem.message);
         assert_eq!(taken(&of("new", "{role: other}", 20), &[old]), None);

@@ -6,6 +6,8 @@
 //! others. Programs are looked for in PATH; `cargo xtask test` puts them there, or leaves these tests out and says so.
 //! They need root: names of pods are made to resolve by a mount of their own.
 
+#![expect(clippy::unwrap_used, reason = "a harness of tests: a panic is how they fail")]
+
 mod nodes;
 mod objects;
 mod servers;

@@ -1,7 +1,7 @@
 //! What people may write, and what the operator makes of it.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, Secret};
+use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
 use kube::Api;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
@@ -117,6 +117,38 @@ async fn a_cluster_without_pods_says_what_it_waits_for_and_writes_nothing_meanwh
     assert!(message.contains("StorageCluster storage/main"), "{message}");
 }
 
+/// Every machine's disk becomes a PersistentVolume that its pod never leaves; another cluster's is not touched.
+#[tokio::test]
+async fn disks_of_machines_are_bound_to_them_and_to_the_older_cluster() {
+    let servers = Servers::start().await;
+    let _operator = servers.operator(&[]);
+    let machines: Api<Node> = Api::all(servers.client.clone());
+    for (name, role) in [("worker-1", "storage"), ("worker-2", "web")] {
+        let labels = json!({"kubernetes.io/hostname": name, "role": role});
+        let node = serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap();
+        machines.create(&PostParams::default(), &node).await.unwrap();
+    }
+    let clusters = clusters(&servers.client);
+    let on = |device: &str| json!({"members": {"nodeSelector": {"role": "storage"}}, "storage": {"devices": [{"path": device}]}});
+    clusters.create("old", on("/dev/sdb")).await;
+    clusters.until_condition("old", "Reconciling", "True", "WaitingForMembers").await;
+    let disks = kind::<PersistentVolume>(&servers.client, None);
+    let names: Vec<String> = disks.list().await.iter().map(|disk| version(disk).0).collect();
+    assert_eq!(names, ["storage.old.main.worker-1"]);
+    let disk = disks.get(&names[0]).await.unwrap().data["spec"].clone();
+    let term = &disk["nodeAffinity"]["required"]["nodeSelectorTerms"][0]["matchExpressions"][0];
+    assert_eq!((&term["values"], &disk["local"]["path"]), (&json!(["worker-1"]), &json!("/dev/sdb")));
+    let sets = kind::<StatefulSet>(&servers.client, Some(NAMESPACE));
+    let claim = sets.get("old-main").await.unwrap().data["spec"]["volumeClaimTemplates"][0]["spec"].clone();
+    assert_eq!((&claim["storageClassName"], &claim["volumeMode"]), (&disk["storageClassName"], &json!("Block")));
+
+    clusters.create("young", on("/dev/sdb")).await;
+    let message = clusters.until_condition("young", "Stalled", "True", "DevicesTaken").await;
+    assert!(message.contains("/dev/sdb belongs to the StorageCluster storage/old"), "{message}");
+    assert!(sets.get("young-main").await.is_none(), "nothing of it is started");
+    unchanged(&servers, "StorageCluster").await;
+}
+
 async fn broken_pod(servers: &Servers, pods: &Api<Pod>, why: &str) {
     let sets: Api<StatefulSet> = Api::namespaced(servers.client.clone(), NAMESPACE);
     let template = sets.get("main-main").await.unwrap().spec.template;
@@ -219,6 +251,8 @@ async fn a_cluster_of_storage_nodes_from_its_founding_to_its_end() {
     a_jump_of_versions(&servers, &clusters).await;
     clusters.change("main", json!({"disruption": {"nodeLossTimeout": "1s"}})).await;
     a_node_is_lost_and_returns(&servers, &members, &mut processes).await;
+    clusters.change("main", json!({"disruption": {"nodeLossTimeout": "10m"}})).await;
+    a_member_leaves_and_another_takes_its_name(&servers, &clusters, &members[3], &mut processes[3]).await;
     it_is_deleted(&servers, &clusters).await;
 }
 
@@ -306,6 +340,30 @@ async fn a_node_is_lost_and_returns(servers: &Servers, members: &[Member], proce
     processes[lost] = Some(run(servers, &members[lost]).await);
     nodes.until(&name, "takes copies again", |node| (node.data["status"]["state"] == "Active").then_some(())).await;
     nodes.until_condition(&name, "Ready", "True", "Connected").await;
+}
+
+async fn a_member_leaves_and_another_takes_its_name(
+    servers: &Servers,
+    clusters: &Kind,
+    last: &Member,
+    process: &mut Option<Process>,
+) {
+    let (sets, nodes) = (kind::<StatefulSet>(&servers.client, Some(NAMESPACE)), nodes(&servers.client));
+    let group = |replicas: i32| json!({"nodeGroups": [{"name": "b", "replicas": replicas, "zone": "b"}]});
+    let former = nodes.get(&last.name()).await.unwrap().data["spec"]["nodeId"].clone();
+    clusters.change("main", group(1)).await;
+    sets.until("main-b", "has one pod less", |set| (set.data["spec"]["replicas"] == 1).then_some(())).await;
+    nodes.until_gone(&last.name()).await;
+    clusters.until_condition("main", "Ready", "True", "Ready").await;
+    *process = None;
+    std::fs::remove_dir_all(servers.folder.path().join(last.name())).unwrap();
+
+    clusters.change("main", group(2)).await;
+    sets.until("main-b", "has that pod again", |set| (set.data["spec"]["replicas"] == 2).then_some(())).await;
+    *process = Some(run(servers, last).await);
+    nodes.until_condition(&last.name(), "Ready", "True", "Connected").await;
+    assert_ne!(nodes.get(&last.name()).await.unwrap().data["spec"]["nodeId"], former, "a new disk is a new identity");
+    clusters.until_condition("main", "Ready", "True", "Ready").await;
 }
 
 async fn it_is_deleted(servers: &Servers, clusters: &Kind) {

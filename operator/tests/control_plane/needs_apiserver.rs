@@ -1,5 +1,8 @@
 //! What people may write, and what the operator makes of it.
 
+use std::time::{Duration, SystemTime};
+
+use holdfast_transport::pki::{Authority, Validity};
 use k8s_openapi::api::apps::v1::StatefulSet;
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim, Pod, Secret};
 use k8s_openapi::api::events::v1::Event;
@@ -7,7 +10,7 @@ use kube::Api;
 use kube::api::{DynamicObject, ListParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-use crate::nodes::{Member, run};
+use crate::nodes::{Member, renew, run};
 use crate::objects::{Kind, clusters, condition, disks, kind, nodes, version, volumes};
 use crate::servers::{NAMESPACE, Process, Servers};
 use crate::wait::until;
@@ -249,6 +252,7 @@ async fn a_cluster_of_storage_nodes_from_its_founding_to_its_end() {
     unchanged(&servers, "StorageCluster").await;
     paused(&servers, &clusters).await;
     a_jump_of_versions(&servers, &clusters).await;
+    another_authority(&servers, &clusters, &members).await;
     clusters.change("main", json!({"disruption": {"nodeLossTimeout": "1s"}})).await;
     a_node_is_lost_and_returns(&servers, &members, &mut processes).await;
     clusters.change("main", json!({"disruption": {"nodeLossTimeout": "10m"}})).await;
@@ -316,6 +320,44 @@ async fn a_jump_of_versions(servers: &Servers, clusters: &Kind) {
     let image = sets.get("main-main").await.unwrap().spec.template.spec.unwrap().containers[0].image.clone();
     assert_eq!(image.as_deref(), Some("holdfast:test"), "nothing starts from it");
     clusters.change("main", json!({"image": null})).await;
+    clusters.until_condition("main", "Ready", "True", "Ready").await;
+}
+
+/// The phases of a change, with their time taken away; the processes are never started again.
+async fn another_authority(servers: &Servers, clusters: &Kind, members: &[Member]) {
+    let secrets: Api<Secret> = Api::namespaced(servers.client.clone(), NAMESPACE);
+    let bundle = async || {
+        let secret = secrets.get("main-nodes-tls").await.map_err(|error| error.to_string())?;
+        let text = secret.data.unwrap_or_default().remove("ca.pem").ok_or("no bundle")?;
+        String::from_utf8(text.0).map_err(|error| error.to_string())
+    };
+    let change = async |data: Value| {
+        let patch = Patch::Merge(json!({ "stringData": data }));
+        secrets.patch("main-ca", &PatchParams::default(), &patch).await.unwrap();
+    };
+    let (now, day) = (SystemTime::now(), Duration::from_secs(86_400));
+    let validity = Validity { not_before: now - day * 100, not_after: now + day * 1000 };
+    let next = Authority::create("next", validity).unwrap();
+    change(json!({"next.pem": next.certificate_pem(), "next.key": next.key_pem(), "phase-days": "200"})).await;
+    let announced = async || match bundle().await? {
+        text if text.ends_with(next.certificate_pem()) && text.len() > next.certificate_pem().len() => Ok(()),
+        text => Err(text),
+    };
+    until("the next authority is announced", announced).await;
+    renew(servers, members).await;
+
+    change(json!({"phase-days": "1"})).await;
+    let signs = async || match bundle().await? {
+        text if text.starts_with(next.certificate_pem()) && text.len() > next.certificate_pem().len() => Ok(()),
+        text => Err(text),
+    };
+    until("the next authority signs", signs).await;
+    renew(servers, members).await;
+    let volumes = volumes(&servers.client);
+    volumes.create("after", volume("64Mi", json!({}))).await;
+    volumes.until_condition("after", "Ready", "True", "Healthy").await;
+    volumes.delete("after").await;
+    volumes.until_gone("after").await;
     clusters.until_condition("main", "Ready", "True", "Ready").await;
 }
 

@@ -47,6 +47,27 @@ pub async fn run(servers: &Servers, member: &Member) -> Process {
     start(&folder, "log", &mut command)
 }
 
+/// As kubelet brings a changed Secret to pods: waits until every process uses what it says now.
+pub async fn renew(servers: &Servers, members: &[Member]) {
+    let replaced = |member: &Member| {
+        let log = fs::read_to_string(servers.folder.path().join(member.name()).join("log.log")).unwrap();
+        log.matches("the certificates were replaced").count()
+    };
+    let before: Vec<usize> = members.iter().map(replaced).collect();
+    for member in members {
+        write_certificates(servers, member, &servers.folder.path().join(member.name()).join("tls")).await;
+    }
+    until("every storage node uses the new certificates", async || {
+        let now: Vec<usize> = members.iter().map(replaced).collect();
+        if now.iter().zip(&before).all(|(now, before)| now > before) {
+            Ok(())
+        } else {
+            Err(format!("{before:?} {now:?}"))
+        }
+    })
+    .await;
+}
+
 /// As kubelet puts a Secret into a pod.
 async fn write_certificates(servers: &Servers, member: &Member, folder: &Path) {
     let secrets: Api<Secret> = Api::namespaced(servers.client.clone(), NAMESPACE);

@@ -155,9 +155,8 @@ impl Keeper {
         while let Ok(connection) =
             rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
         {
-            let own = rustix::process::geteuid();
-            let known = rustix::net::sockopt::socket_peercred(&connection)
-                .is_ok_and(|peer| peer.uid == own || peer.uid.is_root());
+            let own = rustix::process::geteuid().as_raw();
+            let known = packet::peer_user(&connection).is_ok_and(|user| user == own || user == 0);
             if !known || self.connections.len() >= CONNECTIONS_MAX {
                 continue;
             }

@@ -225,9 +225,8 @@ fn connect(path: &Path, other: Option<u32>) -> io::Result<OwnedFd> {
         set_socket_timeout(&socket, timeout, Some(ANSWER_WITHIN))?;
     }
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-    let own = rustix::process::geteuid();
-    let found = rustix::net::sockopt::socket_peercred(&socket)?.uid;
-    if found != own && other != Some(found.as_raw()) {
+    let found = packet::peer_user(&socket)?;
+    if found != rustix::process::geteuid().as_raw() && other != Some(found) {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
     Ok(socket)

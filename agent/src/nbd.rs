@@ -35,6 +35,8 @@ pub(crate) struct NbdConnection {
     stream: UnixStream,
     opened: Timestamp,
     readable: bool,
+    /// The kernel has told of the end of the input, or of an error: it is read until that shows.
+    ended: bool,
     writable: bool,
     /// The next event may be that the socket takes more. Else there is none of that kind: the client's every read would
     /// raise one.
@@ -52,13 +54,15 @@ impl NbdConnection {
             stream,
             opened: now,
             readable: true,
+            ended: false,
             writable: true,
             watches_writing: false,
         }
     }
 
     pub fn on_ready(&mut self, event: &mio::event::Event) {
-        self.readable |= event.is_readable() || event.is_read_closed() || event.is_error();
+        self.ended |= event.is_read_closed() || event.is_error();
+        self.readable |= event.is_readable() || self.ended;
         self.writable |= event.is_writable() || event.is_write_closed() || event.is_error();
     }
 
@@ -100,13 +104,17 @@ impl NbdConnection {
             if budget == 0 {
                 return Turn::MoreInput;
             }
-            match receive(&self.stream, self.session.input()) {
+            let buffer = self.session.input();
+            let room = buffer.capacity() - buffer.len();
+            match receive(&self.stream, buffer) {
                 Ok(0) => {
                     self.readable = false;
                     self.session.on_end_of_input();
                 }
                 Ok(length) => {
                     budget = budget.saturating_sub(length);
+                    // A short read has emptied the socket, and more raises an event; an end that was told does not.
+                    self.readable = length == room || self.ended;
                     self.session.on_input();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,

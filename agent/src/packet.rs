@@ -6,6 +6,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use holdfast_id::VolumeId;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -50,6 +52,12 @@ pub(crate) enum Reply {
     Refused {
         message: String,
     },
+}
+
+/// The user of the process at the other end. It may be in another pod: its PID is 0 here then, which the credentials of
+/// rustix cannot hold.
+pub(crate) fn peer_user(socket: &impl AsFd) -> io::Result<u32> {
+    Ok(getsockopt(socket, PeerCredentials)?.uid())
 }
 
 pub(crate) fn send<T: Serialize>(

@@ -24,6 +24,10 @@ const RETRY_MIN: Duration = Duration::from_millis(5);
 const RETRY_MAX: Duration = Duration::from_secs(1);
 /// A connection that lasted this long was a good one: the next loss starts from [`RETRY_MIN`].
 const GOOD_AFTER: Duration = Duration::from_secs(1);
+/// Between two looks whether the socket of a node of this machine answers, while its address does; doubled each time: a
+/// node that was started again has it within milliseconds, one that has moved elsewhere leaves it behind for good.
+const SOCKET_AGAIN_MIN: Duration = Duration::from_millis(100);
+const SOCKET_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// Frames that wait behind the transport's own queue. The data in them is that of the clients' windows, so it is held
 /// anyway; past this the node takes nothing any more, and a new connection is the better way.
 const FRAMES_WAITING_MAX: usize = 16 << 10;
@@ -42,6 +46,10 @@ struct Peer {
     socket_failed: bool,
     connection: Option<ConnectionId>,
     connected_at: Option<Timestamp>,
+    /// Connected by its address though it has a socket on this machine.
+    detour: Option<Detour>,
+    /// The last connection by the socket.
+    by_socket: Option<ConnectionId>,
     retry_at: Option<Timestamp>,
     retry_wait: Duration,
     waiting: VecDeque<(Class, Frame)>,
@@ -49,6 +57,14 @@ struct Peer {
     attempts: usize,
     /// Why there is no connection.
     reason: Option<String>,
+}
+
+/// The socket is tried beside the connection that is used, and takes its place once it answers.
+struct Detour {
+    /// Under way.
+    connection: Option<ConnectionId>,
+    again_at: Option<Timestamp>,
+    again_wait: Duration,
 }
 
 pub(crate) struct Peers {
@@ -107,7 +123,9 @@ impl Peers {
     pub fn deadline(&self) -> Option<Timestamp> {
         let transport = self.transport.deadline().map(|at| Timestamp(u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)));
         let now = (!self.events.is_empty()).then_some(Timestamp::ZERO);
-        self.peers.values().filter_map(|peer| peer.retry_at).chain(transport).chain(now).min()
+        let retries = self.peers.values().filter_map(|peer| peer.retry_at);
+        let sockets = self.peers.values().filter_map(|peer| peer.detour.as_ref()?.again_at);
+        retries.chain(sockets).chain(transport).chain(now).min()
     }
 
     pub fn on_ready(&mut self, event: &mio::event::Event, now: Timestamp) {
@@ -125,6 +143,11 @@ impl Peers {
         for node in self.peers.iter().filter_map(due).collect::<Vec<_>>() {
             self.connect(now, node);
         }
+        let due = |peer: &Peer| peer.detour.as_ref()?.again_at.filter(|at| *at <= now);
+        let due = |(node, peer): (&NodeId, &Peer)| due(peer).map(|_| *node);
+        for node in self.peers.iter().filter_map(due).collect::<Vec<_>>() {
+            self.try_socket(now, node);
+        }
     }
 
     /// One more volume uses the node. A new address counts from the next connection on.
@@ -135,6 +158,8 @@ impl Peers {
             socket_failed: false,
             connection: None,
             connected_at: None,
+            detour: None,
+            by_socket: None,
             retry_at: Some(now),
             retry_wait: RETRY_MIN,
             waiting: VecDeque::new(),
@@ -157,7 +182,8 @@ impl Peers {
         if peer.users > 0 {
             return;
         }
-        if let Some(connection) = peer.connection {
+        let detour = peer.detour.take().and_then(|detour| detour.connection);
+        for connection in peer.connection.into_iter().chain(detour) {
             self.transport.close(connection);
             self.by_connection.remove(&connection);
         }
@@ -203,14 +229,24 @@ impl Peers {
 
     fn on_transport(&mut self, now: Timestamp, event: TransportEvent) {
         let Some(node) = self.by_connection.get(&event.connection()).copied() else { return };
+        let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
+        if peer.detour.as_ref().is_some_and(|detour| detour.connection == Some(event.connection())) {
+            return self.on_detour(now, node, event);
+        }
         match event {
-            TransportEvent::Connected { .. } => {
-                let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
+            TransportEvent::Connected { connection, .. } => {
                 peer.connected_at = Some(now);
                 peer.socket_failed = false;
                 peer.reason = None;
                 tracing::info!(%node, "connected");
                 self.events.push_back(PeerEvent::Connected(node));
+                let by_socket = peer.by_socket == Some(connection);
+                let socket = self.sockets.as_ref().map(|sockets| sockets.join(socket_name(node)));
+                peer.detour = socket.filter(|path| !by_socket && path.exists()).map(|_| Detour {
+                    connection: None,
+                    again_at: Some(now),
+                    again_wait: SOCKET_AGAIN_MIN,
+                });
             }
             TransportEvent::Frame { connection, frame } => match Reply::decode(frame.kind, frame.meta, frame.payload) {
                 Ok(reply) => self.events.push_back(PeerEvent::Reply { from: node, reply }),
@@ -221,7 +257,6 @@ impl Peers {
             },
             TransportEvent::Closed { reason, .. } => self.on_closed(now, node, reason.to_string()),
             TransportEvent::Writable { connection } => {
-                let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
                 while let Some((class, frame)) = peer.waiting.front() {
                     if self.transport.send(connection, *class, frame.clone()).is_err() {
                         break;
@@ -229,6 +264,43 @@ impl Peers {
                     peer.waiting.pop_front();
                 }
             }
+        }
+    }
+
+    fn try_socket(&mut self, now: Timestamp, node: NodeId) {
+        let Some(sockets) = &self.sockets else { return };
+        let Some(detour) = self.peers.get_mut(&node).and_then(|peer| peer.detour.as_mut()) else { return };
+        detour.again_at = None;
+        let connection = self.transport.connect_unix(&sockets.join(socket_name(node)), expected(node), since_boot(now));
+        detour.connection = Some(connection);
+        self.by_connection.insert(connection, node);
+    }
+
+    /// Of a socket that is tried while the address answers. Its volumes see a connection lost and made again.
+    fn on_detour(&mut self, now: Timestamp, node: NodeId, event: TransportEvent) {
+        let peer = self.peers.get_mut(&node).expect("a connection belongs to a peer");
+        let detour = peer.detour.as_mut().expect("the event is its connection's");
+        match event {
+            TransportEvent::Connected { connection, .. } => {
+                peer.detour = None;
+                peer.by_socket = Some(connection);
+                if let Some(former) = peer.connection.replace(connection) {
+                    self.transport.close(former);
+                    self.by_connection.remove(&former);
+                }
+                peer.waiting.clear();
+                peer.connected_at = Some(now);
+                tracing::info!(%node, "connected by its socket");
+                self.events.extend([PeerEvent::Closed(node), PeerEvent::Connected(node)]);
+            }
+            TransportEvent::Closed { connection, .. } => {
+                self.by_connection.remove(&connection);
+                detour.connection = None;
+                detour.again_at = Some(now + detour.again_wait);
+                detour.again_wait = (detour.again_wait * 2).min(SOCKET_AGAIN_MAX);
+            }
+            // Nothing was asked there yet.
+            TransportEvent::Frame { .. } | TransportEvent::Writable { .. } => {}
         }
     }
 
@@ -248,6 +320,7 @@ impl Peers {
             (Address::Name(name), None) => return self.resolver.ask(node, name),
         };
         peer.connection = Some(connection);
+        peer.by_socket = socket.map(|_| connection);
         self.by_connection.insert(connection, node);
     }
 
@@ -273,6 +346,10 @@ impl Peers {
     fn on_closed(&mut self, now: Timestamp, node: NodeId, reason: String) {
         let Some(peer) = self.peers.get_mut(&node) else { return };
         if let Some(connection) = peer.connection.take() {
+            self.by_connection.remove(&connection);
+        }
+        if let Some(connection) = peer.detour.take().and_then(|detour| detour.connection) {
+            self.transport.close(connection);
             self.by_connection.remove(&connection);
         }
         let connected_at = peer.connected_at.take();

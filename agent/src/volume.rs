@@ -771,6 +771,7 @@ impl Volume {
                 }
                 ClientEffect::FormattedSet(formatted) => self.formatted = Some(formatted),
                 ClientEffect::Replicas(replicas) => self.on_replicas(context, replicas),
+                ClientEffect::MoreReplicas(replicas) => self.connect_to(context, replicas),
             }
         }
         any
@@ -778,11 +779,15 @@ impl Volume {
 
     /// Members of the volume came or went: the leader says where they are now.
     fn on_replicas(&mut self, context: &mut Context<'_>, replicas: Vec<(NodeId, String)>) {
-        let Some(client) = &mut self.client else { return };
         for gone in self.spec.nodes.extract_if(.., |entry| replicas.iter().all(|(node, _)| *node != entry.node)) {
             tracing::info!(volume = %self.spec.volume, node = %gone.node, "a replica has left");
             context.peers.remove(gone.node);
         }
+        self.connect_to(context, replicas);
+    }
+
+    fn connect_to(&mut self, context: &mut Context<'_>, replicas: Vec<(NodeId, String)>) {
+        let Some(client) = &mut self.client else { return };
         for (node, address) in replicas {
             if self.spec.nodes.iter().any(|entry| entry.node == node) {
                 continue;

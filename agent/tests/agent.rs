@@ -4,11 +4,13 @@
 mod support;
 
 use std::os::unix::net::UnixListener;
+use std::time::Instant;
 
 use holdfast_agent::{Agent, AgentError, RecordError, SocketError, VolumeState};
+use holdfast_protocol::socket_name;
 use serde_json::json;
-use support::Host;
 use support::cluster::{Cluster, SIZE, volume};
+use support::{HANG, Host};
 
 const EIO: u32 = 5;
 
@@ -91,6 +93,32 @@ fn requests_survive_the_death_of_the_leader() {
     let connected: Vec<bool> = status.nodes.iter().map(|node| node.connected).collect();
     assert_eq!(connected, [false, true, true]);
     assert!(status.nodes[0].reason.is_some(), "who is missing has a reason");
+}
+
+#[test]
+fn a_node_of_this_machine_is_used_by_its_socket_as_soon_as_that_answers() {
+    let (cluster, mut host) = (Cluster::start(), Host::new());
+    let sockets = host.path("sockets");
+    std::fs::create_dir(&sockets).unwrap();
+    // What a dead process has left.
+    drop(UnixListener::bind(sockets.join(socket_name(cluster.nodes[0].node))).unwrap());
+    host.start(&cluster, true);
+    let mut nbd = host.nbd();
+    assert_eq!(nbd.write(0, &[1; 512]), 0);
+    assert_eq!(cluster.model.lock().unwrap().users_gone, 0);
+    cluster.listen_at_socket(0, &sockets);
+    let start = Instant::now();
+    for block in 1.. {
+        // Requests that were under way over the address are sent again by the socket.
+        assert_eq!(nbd.write(block % 64 * 512, &[block as u8; 512]), 0);
+        let model = cluster.model.lock().unwrap();
+        assert_eq!(model.applied, block + 1, "once each");
+        if model.users_gone == 1 {
+            break;
+        }
+        assert!(start.elapsed() < HANG, "the address is still used");
+    }
+    assert_eq!(nbd.read(0, 512).map(|data| data.len()), Ok(512));
 }
 
 #[test]

@@ -397,10 +397,16 @@ async fn a_raw_device(world: &World) {
     volume.stage(&block()).await.unwrap();
     let target = volume.publish("a", &block(), false).await.unwrap();
     assert!(fs::metadata(&target).unwrap().file_type().is_block_device());
-    let stats =
-        csi::NodeGetVolumeStatsRequest { volume_id: "raw".into(), volume_path: text(&target), ..Default::default() };
-    let usage = world.node().await.node_get_volume_stats(stats).await.unwrap().into_inner().usage;
-    assert_eq!(usage[0].total, 512 << 20);
+    // kubelet asks for the device at another place than it had it published at.
+    let elsewhere = target.with_extension("elsewhere");
+    std::os::unix::fs::symlink(&target, &elsewhere).unwrap();
+    for path in [&target, &elsewhere] {
+        let stats =
+            csi::NodeGetVolumeStatsRequest { volume_id: "raw".into(), volume_path: text(path), ..Default::default() };
+        let usage = world.node().await.node_get_volume_stats(stats).await.unwrap().into_inner().usage;
+        assert_eq!(usage[0].total, 512 << 20);
+    }
+    fs::remove_file(elsewhere).unwrap();
     let words = [0x5a; 4096];
     fs::OpenOptions::new()
         .write(true)

@@ -24,8 +24,8 @@ const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 /// A token of a service account has about a thousand bytes.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
-/// A renewal is not put off for longer than this, whatever a clock that was set meanwhile says.
-const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(3600);
+/// The clock may be set, or the authority replaced, before a renewal is due.
+const LOOK_AT_LEAST_EVERY: Duration = Duration::from_secs(60);
 
 /// Where to enrol, and as whom.
 #[derive(Clone, Debug)]
@@ -108,6 +108,8 @@ impl Enrolment {
     fn current(&self, now: SystemTime) -> Result<Validity> {
         let identity = Identity::load(&self.file("pem"), &self.file("key"))?;
         self.check(&identity, &Roots::load(&self.pki.join("ca.pem"))?, now)?;
+        // A cluster that was made anew under the same name has another authority than what this machine kept.
+        self.check(&identity, &Roots::load(&self.ca)?, now)?;
         Ok(identity.validity())
     }
 

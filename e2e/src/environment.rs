@@ -89,12 +89,32 @@ impl<'a> Environment<'a> {
             self.cluster_ready().await?;
             println!("StorageCluster ready after {:.1} s", started.elapsed().as_secs_f64());
         }
+        self.runs(image).await?;
         self.cluster_ready().await?;
         let namespaces: Api<Namespace> = Api::all(self.client.clone());
         if namespaces.get_opt(WORK).await?.is_none() {
             kubectl(&["create", "namespace", WORK]).await?;
         }
         Ok(())
+    }
+
+    /// Waits until every pod has this image: after an upgrade the operator replaces them one by one.
+    async fn runs(&self, image: &str) -> Result<()> {
+        let (repository, _) = image.rsplit_once(':').context("--image has no tag")?;
+        let pods: Api<Pod> = self.system();
+        until("every pod has the image", LATE, async || {
+            for pod in pods.list(&ListParams::default()).await? {
+                let ours = |image: &&str| image.starts_with(&format!("{repository}:"));
+                let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+                if let Some(other) =
+                    containers.filter_map(|c| c.image.as_deref()).filter(ours).find(|had| *had != image)
+                {
+                    return Ok(Seen::Not(format!("{} has {other}", pod.name_any())));
+                }
+            }
+            Ok(Seen::Done(()))
+        })
+        .await
     }
 
     /// Removes everything, the data too, and looks for what stayed behind.
@@ -198,6 +218,7 @@ impl<'a> Environment<'a> {
     }
 
     pub async fn create_claim(&self, name: &str, mode: Mode, size: &str) -> Result<()> {
+        self.forget_progress(name).await?;
         let claims: Api<PersistentVolumeClaim> = self.work();
         claims.create(&PostParams::default(), &objects::claim(name, mode, size)?).await?;
         Ok(())
@@ -270,6 +291,14 @@ impl<'a> Environment<'a> {
         Ok(progress)
     }
 
+    /// Removes the logs of a claim's writers: what a run that was broken off has left would be taken for this one's.
+    async fn forget_progress(&self, claim: &str) -> Result<()> {
+        for node in self.workers().await? {
+            on_node(&node, &format!("rm -f {LOGS}/{claim}.log")).await?;
+        }
+        Ok(())
+    }
+
     /// Deletes claims and waits until nothing of their volumes is left: no object, no copy, no device, no mount.
     pub async fn delete_claims(&self, claims: &[&str]) -> Result<()> {
         let api: Api<PersistentVolumeClaim> = self.work();
@@ -298,10 +327,8 @@ impl<'a> Environment<'a> {
             Ok(Seen::Done(()))
         })
         .await?;
-        for node in self.workers().await? {
-            for claim in claims {
-                on_node(&node, &format!("rm -f {LOGS}/{claim}.log")).await?;
-            }
+        for claim in claims {
+            self.forget_progress(claim).await?;
         }
         leftovers::none(self).await
     }

@@ -8,11 +8,10 @@ use crate::command::on_node;
 use crate::environment::{Environment, SOON};
 use crate::wait::{Seen, until};
 
-/// Mounts of the driver, and loop devices over a volume's file: they show the file's name, 32 hexadecimal digits, since
-/// its file system is attached nowhere. All nodes see all loop devices of the machine. The driver's records of what is
-/// staged.
+/// Mounts of the driver; loop devices over a volume's file, which show its name alone, since its file system is attached
+/// nowhere, and which all nodes of the machine see; the driver's records of what is staged.
 const LOOK: &str = r"findmnt --noheadings --raw --output TARGET | grep csi.holdfast.dev;
-losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/[0-9a-f]{32}( |$)';
+losetup --list --noheadings --output NAME,BACK-FILE | grep -E '/holdfast-[0-9a-f-]{36}-';
 find /var/lib/kubelet/plugins/csi.holdfast.dev/volumes -name '*.json' 2>/dev/null; true";
 
 /// Waits until no worker has a mount or loop device of a volume, where there are no Volumes.

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use holdfast_block::{Error, Geometry, Operation};
 use holdfast_consensus::{LogIndex, Position, Term};
 use holdfast_id::{NodeId, VolumeId};
 use holdfast_protocol::session::{Epoch, Formatted, Instance, Refusal, Reply, Request, Session};
-use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN};
+use holdfast_protocol::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, socket_name};
 use holdfast_transport::pki::{Authority, Roots, Validity};
 use holdfast_transport::{
     Class, ConnectionId, Frame, Options, PeerIdentity, PeerRole, Transport, TransportEvent, Versions,
@@ -41,6 +42,8 @@ pub struct Model {
     pub data: Vec<u8>,
     /// How often a mutation took effect.
     pub applied: u64,
+    /// Connections closed that had asked something.
+    pub users_gone: usize,
 }
 
 impl Model {
@@ -133,6 +136,7 @@ impl Model {
 
 enum Order {
     Announce,
+    Listen(UnixListener),
     Stop,
 }
 
@@ -169,6 +173,7 @@ impl Cluster {
             low: 1,
             data: vec![0; SIZE as usize],
             applied: 0,
+            users_gone: 0,
         };
         let mut cluster = Cluster {
             model: Arc::new(Mutex::new(model)),
@@ -233,6 +238,15 @@ impl Cluster {
         }
     }
 
+    /// The node listens at its socket in the folder from now on.
+    pub fn listen_at_socket(&self, number: usize, folder: &Path) {
+        let path = folder.join(socket_name(self.nodes[number].node));
+        let _ = std::fs::remove_file(&path);
+        let node = self.running[number].as_ref().unwrap();
+        node.orders.send(Order::Listen(UnixListener::bind(path).unwrap())).unwrap();
+        node.waker.wake().unwrap();
+    }
+
     /// Its connections close, and nothing listens any more.
     pub fn kill(&mut self, number: usize) {
         if let Some(mut node) = self.running[number].take() {
@@ -280,6 +294,7 @@ impl Server {
             while let Ok(order) = self.inbox.try_recv() {
                 match order {
                     Order::Stop => return,
+                    Order::Listen(listener) => self.transport.listen_unix(listener).unwrap(),
                     Order::Announce => {
                         let term = Term(self.model.lock().unwrap().term);
                         for user in self.users.keys().copied().collect::<Vec<_>>() {
@@ -296,7 +311,11 @@ impl Server {
                         let reply = self.answer(request);
                         self.send(connection, reply);
                     }
-                    TransportEvent::Closed { connection, .. } => drop(self.users.remove(&connection)),
+                    TransportEvent::Closed { connection, .. } => {
+                        if self.users.remove(&connection).is_some() {
+                            self.model.lock().unwrap().users_gone += 1;
+                        }
+                    }
                     TransportEvent::Connected { .. } | TransportEvent::Writable { .. } => {}
                 }
             }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use cluster::{Cluster, volume};
 
 /// A test that would hang fails instead; no test depends on its length.
-const HANG: Duration = Duration::from_secs(60);
+pub const HANG: Duration = Duration::from_secs(60);
 
 pub struct Host {
     pub directory: tempfile::TempDir,
@@ -38,7 +38,7 @@ impl Host {
             state_directory: self.path("state"),
             control_socket: self.path("control.sock"),
             keeper: None,
-            sockets: None,
+            sockets: Some(self.path("sockets")).filter(|folder| folder.exists()),
             volumes: Vec::new(),
         }
     }

@@ -179,10 +179,14 @@ impl Volumes {
     pub fn known(&self, name: &str, path: &Path) -> Result<(Record, Option<VolumeStatus>), NodeError> {
         let not_there = || NodeError::NotThere { name: name.to_owned(), path: path.to_owned() };
         let record = self.records.load(name)?.ok_or_else(not_there)?;
-        if !path.as_os_str().is_empty() && !record.knows(path) {
-            return Err(not_there());
-        }
         let status = self.agent.volume(record.volume)?;
+        if !path.as_os_str().is_empty() && !record.knows(path) {
+            // kubelet asks for raw block volumes by a mount of its own.
+            let device = status.as_ref().and_then(|status| status.device.as_deref()).filter(|_| record.block);
+            if !device.map_or(Ok(false), |device| file_system::is_same_device(path, device))? {
+                return Err(not_there());
+            }
+        }
         Ok((record, status))
     }
 

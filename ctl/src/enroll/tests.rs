@@ -118,6 +118,17 @@ async fn what_counts_is_used_while_nobody_enrols() {
 }
 
 #[tokio::test]
+async fn what_a_former_cluster_of_that_name_left_does_not_count() {
+    let former = world(PeerRole::Admin, "machine-1").await;
+    former.enrolment.enrol().await.unwrap();
+    let anew = world(PeerRole::Admin, "machine-1").await;
+    let enrolment = Enrolment { pki: former.enrolment.pki.clone(), ..anew.enrolment.clone() };
+    assert!(enrolment.current(SystemTime::now()).is_err());
+    enrolment.enrol().await.unwrap();
+    enrolment.current(SystemTime::now()).unwrap();
+}
+
+#[tokio::test]
 async fn a_bad_answer_replaces_nothing() {
     let good = world(PeerRole::Admin, "machine-1").await;
     good.enrolment.enrol().await.unwrap();

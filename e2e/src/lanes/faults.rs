@@ -199,18 +199,7 @@ async fn upgrade(environment: &Environment<'_>) -> Result<()> {
     }
     environment.install(&next).await?;
     storage_nodes_updated(environment).await?;
-    daemons_updated(environment).await?;
-    let pods: Api<Pod> = environment.system();
-    until("every pod has the new image", LATE, async || {
-        for pod in pods.list(&ListParams::default()).await? {
-            let old = pod.spec.iter().flat_map(|spec| &spec.containers).any(|c| c.image.as_deref() == Some(image));
-            if old {
-                return Ok(Seen::Not(format!("{} has the old one", pod.name_any())));
-            }
-        }
-        Ok(Seen::Done(()))
-    })
-    .await
+    daemons_updated(environment).await
 }
 
 async fn drain(environment: &Environment<'_>) -> Result<()> {

@@ -1,5 +1,6 @@
 //! The lanes: each makes what it needs on an installed Holdfast, tries one kind of thing, and cleans up.
 
+mod churn;
 mod faults;
 mod node;
 mod sanity;
@@ -23,6 +24,8 @@ pub enum Lane {
     Faults,
     /// Machines die, or hang and come back
     Node,
+    /// Hundreds of claims come and go
+    Churn,
 }
 
 /// Runs lanes on an installation that they share, and removes it.
@@ -38,6 +41,7 @@ pub async fn run(run: &Run) -> Result<()> {
                 Lane::Sanity => sanity::run(&mut cases).await,
                 Lane::Faults => faults::run(&mut cases).await,
                 Lane::Node => node::run(&mut cases).await,
+                Lane::Churn => churn::run(&mut cases).await,
             }
         }
     }

@@ -16,19 +16,44 @@ const TAINT: &str = "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute";
 
 pub async fn run(cases: &mut Cases<'_>) {
     let environment = cases.environment;
-    cases.case("node stopped", async || lost(environment, "node-stopped", "stop", "start").await).await;
-    cases.case("node paused", async || lost(environment, "node-paused", "pause", "unpause").await).await;
+    cases.case("node stopped", async || lost(environment, "node-stopped", Fault::Stop).await).await;
+    cases.case("node hung", async || lost(environment, "node-hung", Fault::Hang).await).await;
 }
 
-/// The machine of a pod that writes goes away by one verb of docker and comes back by another.
-async fn lost(environment: &Environment<'_>, claim: &str, away: &str, back: &str) -> Result<()> {
+#[derive(Clone, Copy)]
+enum Fault {
+    /// The machine stops, and starts again.
+    Stop,
+    /// Every process of the machine stops where it is, with its writes on the way, and goes on later. Not `docker pause`:
+    /// a cgroup does not freeze while a process in it waits for I/O that a frozen one serves.
+    Hang,
+}
+
+impl Fault {
+    async fn strike(self, node: &str) -> Result<()> {
+        match self {
+            Fault::Stop => command("docker", &["stop", node], SHORT).await.map(drop),
+            Fault::Hang => on_node(node, "kill -STOP -1").await.map(drop),
+        }
+    }
+
+    async fn end(self, node: &str) -> Result<()> {
+        match self {
+            Fault::Stop => command("docker", &["start", node], SHORT).await.map(drop),
+            Fault::Hang => on_node(node, "kill -CONT -1").await.map(drop),
+        }
+    }
+}
+
+/// The machine of a pod that writes goes away and comes back.
+async fn lost(environment: &Environment<'_>, claim: &str, fault: Fault) -> Result<()> {
     environment.create_claim(claim, Mode::Ext4, "1Gi").await?;
     let old = environment.start_writer(claim, Mode::Ext4, None).await?;
     environment.written(claim, 200).await?;
-    command("docker", &[away, &old], SHORT).await?;
+    fault.strike(&old).await?;
     let moved = moved(environment, claim, &old).await;
     // Back in any case: other tests need it.
-    command("docker", &[back, &old], SHORT).await?;
+    fault.end(&old).await?;
     kubectl(&["taint", "node", &old, &format!("{TAINT}-")]).await?;
     let found = moved?;
 

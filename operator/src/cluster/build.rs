@@ -23,6 +23,8 @@ use crate::settings::Settings;
 
 /// Label of a pod: the template that it was made from.
 pub const TEMPLATE_LABEL: &str = "holdfast.dev/template";
+/// Put into a template by `kubectl rollout restart`.
+pub const RESTARTED_ANNOTATION: &str = "kubectl.kubernetes.io/restartedAt";
 
 /// What is asked for, and what the world imposes.
 pub struct Inputs<'a> {
@@ -83,7 +85,8 @@ pub fn build(inputs: &Inputs<'_>) -> Vec<Object> {
 }
 
 /// The template of each workload that the operator itself replaces the pods of: group of storage nodes, or component.
-pub fn templates(objects: &[Object]) -> BTreeMap<String, String> {
+/// `restarted`: when a person last asked for new pods of them.
+pub fn templates(objects: &[Object], restarted: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let of = |object: &Object| {
         let labels = &object.0["spec"]["template"]["metadata"]["labels"];
         let template = labels[TEMPLATE_LABEL].as_str()?;
@@ -91,9 +94,18 @@ pub fn templates(objects: &[Object]) -> BTreeMap<String, String> {
             "StatefulSet" => &labels[LABEL_GROUP],
             _ => &labels["app.kubernetes.io/component"],
         };
-        Some((key.as_str()?.to_owned(), template.to_owned()))
+        let key = key.as_str()?;
+        Some((key.to_owned(), made_from(template, restarted.get(key).map(String::as_str))))
     };
     objects.iter().filter_map(of).collect()
+}
+
+/// What tells pods that are to be replaced from others: the value of [`TEMPLATE_LABEL`] and of [`RESTARTED_ANNOTATION`].
+pub fn made_from(template: &str, restarted: Option<&str>) -> String {
+    match restarted {
+        Some(at) => format!("{template}@{at}"),
+        None => template.to_owned(),
+    }
 }
 
 /// A probe that says that the process serves; it never depends on others, so that nobody is restarted for another's

@@ -20,6 +20,8 @@ pub struct Observed {
     pub replicas: BTreeMap<String, i32>,
     /// Machines, where a group keeps its bytes on their own disks.
     pub machines: Vec<Machine>,
+    /// When a person last asked for new pods, by group or component.
+    pub restarted: BTreeMap<String, String>,
     /// Claims, by name.
     pub claims: BTreeSet<String>,
     /// What each member says of itself.

@@ -195,7 +195,7 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     if let Some(held) = loss.held {
         conditions.set(condition::DEGRADED, true, "TooManyGone", held);
     }
-    let templates = build::templates(&objects_wanted);
+    let templates = build::templates(&objects_wanted, &observed.restarted);
     let looked = update::Looked {
         cluster: valid,
         observed: &observed,

@@ -5,10 +5,11 @@ use std::collections::BTreeSet;
 use holdfast_crds::names::{LABEL_CLUSTER, LABEL_GROUP};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod as KubePod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
-use super::build::TEMPLATE_LABEL;
+use super::build::{RESTARTED_ANNOTATION, TEMPLATE_LABEL, made_from};
 use super::layout::Layout;
 use super::observed::{Machine, Observed, Pod};
 use super::validate::ValidCluster;
@@ -44,14 +45,26 @@ pub async fn observe(context: &Context, cluster: &ValidCluster) -> Result<Observ
     }
     let sets: Api<StatefulSet> = Api::namespaced(context.client.clone(), &layout.namespace);
     for set in sets.list(&all).await? {
-        let group = set.spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref()?.get(LABEL_GROUP));
+        let template = set.spec.template.metadata.as_ref();
+        let group = template.and_then(|metadata| metadata.labels.as_ref()?.get(LABEL_GROUP));
         let replicas = set.spec.replicas.unwrap_or(0);
         observed.replicas.extend(group.map(|group| (group.clone(), replicas)));
+        observed.restarted.extend(group.cloned().zip(restarted(template)));
+    }
+    let daemons = Api::<DaemonSet>::namespaced(context.client.clone(), &layout.namespace).list(&all).await?.items;
+    for set in &daemons {
+        let template = set.spec.template.metadata.as_ref();
+        let component = template.and_then(|metadata| metadata.labels.as_ref()?.get("app.kubernetes.io/component"));
+        observed.restarted.extend(component.cloned().zip(restarted(template)));
     }
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), &layout.namespace);
     observed.claims = claims.list(&all).await?.iter().map(|claim| claim.name_any()).collect();
-    observed.csi_waits = csi_waits(context, layout, &all).await?;
+    observed.csi_waits = csi_waits(context, layout, &daemons).await?;
     Ok(observed)
+}
+
+fn restarted(template: Option<&ObjectMeta>) -> Option<String> {
+    template?.annotations.as_ref()?.get(RESTARTED_ANNOTATION).cloned()
 }
 
 fn read(pod: &KubePod) -> Pod {
@@ -83,23 +96,26 @@ fn read(pod: &KubePod) -> Pod {
         zone: pod.labels().get(ZONE_LABEL).cloned(),
         ready,
         terminating: pod.metadata.deletion_timestamp.is_some(),
-        template: pod.labels().get(TEMPLATE_LABEL).cloned().unwrap_or_default(),
+        template: made_from(
+            pod.labels().get(TEMPLATE_LABEL).map(String::as_str).unwrap_or_default(),
+            restarted(Some(&pod.metadata)).as_deref(),
+        ),
         waits,
         life: format!("{}/{restarts}", pod.uid().unwrap_or_default()),
     }
 }
 
 /// What the processes that bring volumes to pods still wait for.
-async fn csi_waits(context: &Context, layout: &Layout, all: &ListParams) -> Result<Vec<String>, kube::Error> {
+async fn csi_waits(context: &Context, layout: &Layout, daemons: &[DaemonSet]) -> Result<Vec<String>, kube::Error> {
     let mut waits = Vec::new();
     let wanted = BTreeSet::from(["keeper", "agent", "csi-node"].map(|part| layout.part(part)));
     let mut missing = wanted;
-    for set in Api::<DaemonSet>::namespaced(context.client.clone(), &layout.namespace).list(all).await? {
+    for set in daemons {
         let name = set.name_any();
         if !missing.remove(&name) {
             continue;
         }
-        let status = set.status.unwrap_or_default();
+        let status = set.status.clone().unwrap_or_default();
         if status.observed_generation != set.metadata.generation
             || status.number_ready < status.desired_number_scheduled
         {

@@ -211,6 +211,12 @@ impl Client {
                     self.send_everything(now);
                 }
             }
+            Reply::Replicas { volume, term, mut replicas } if term == Term::default() => {
+                replicas.retain(|(node, _)| volume == self.volume && self.search.on_rumour(*node));
+                if !replicas.is_empty() {
+                    self.effects.push(ClientEffect::MoreReplicas(replicas));
+                }
+            }
             Reply::Replicas { volume, term, replicas } => {
                 let nodes: Vec<NodeId> = replicas.iter().map(|(node, _)| *node).collect();
                 if volume == self.volume && self.search.on_replicas(term, nodes) {

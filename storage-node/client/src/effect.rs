@@ -29,6 +29,8 @@ pub enum ClientEffect {
     /// The volume's replicas are on exactly these nodes now, at these addresses: connect to those that are new, and let
     /// go of the others.
     Replicas(Vec<(NodeId, String)>),
+    /// There may be replicas on these nodes, too, at these addresses: connect to them.
+    MoreReplicas(Vec<(NodeId, String)>),
     /// Told only where the geometry differs from the one told before.
     Resized(Geometry),
 }

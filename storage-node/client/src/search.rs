@@ -15,6 +15,8 @@ const ROUND_MIN: Duration = Duration::from_millis(2);
 const ROUND_MAX: Duration = Duration::from_secs(1);
 /// A round waits this part of the time the search has lasted: it lengthens an outage by an eighth at most.
 const ROUND_PART: u32 = 8;
+/// Replicas known at most while some are only rumoured: as many as a leader may tell of.
+const RUMOURED_MAX: usize = 32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Leader {
@@ -130,6 +132,16 @@ impl Search {
         self.leader = self.leader.filter(|leader| nodes.contains(&leader.node));
         self.replicas = nodes;
         true
+    }
+
+    /// A replica that does not lead says that there is one on this node. Whether that is news, and worth a try: where a
+    /// leader is known, it says better.
+    pub fn on_rumour(&mut self, node: NodeId) -> bool {
+        let news = self.leader.is_none() && !self.is_replica(node) && self.replicas.len() < RUMOURED_MAX;
+        if news {
+            self.replicas.push(node);
+        }
+        news
     }
 
     /// A leader's answer. `None` where it is void, else whether the leader changed.

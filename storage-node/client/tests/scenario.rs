@@ -553,3 +553,32 @@ fn a_stranger_is_not_believed() {
     assert_eq!(completions(&bench.effects()), []);
     assert_ne!(bench.client.status().leader, Some(node(8)));
 }
+
+/// All copies but one moved while this client was away: the one that stayed does not lead, and knows where the others are.
+#[test]
+fn a_leader_that_this_client_was_not_told_of_is_found_by_a_replica_that_stayed() {
+    const D: u8 = 4;
+    let replicas = |term, nodes: &[u8]| {
+        let replicas = nodes.iter().map(|n| (node(*n), format!("node-{n}:7000"))).collect();
+        Reply::Replicas { volume: volume(), term: Term(term), replicas }
+    };
+    let mut bench = Bench::start(options(Mode::Attach { take_over: false }));
+    bench.effects();
+    bench.reply(C, not_leader(6, Some(D)));
+    bench.reply(C, replicas(0, &[C, D]));
+    assert!(bench.effects().contains(&ClientEffect::MoreReplicas(vec![(node(D), "node-4:7000".to_owned())])));
+    bench.reply(C, replicas(0, &[C, D]));
+    assert!(!bench.effects().iter().any(|effect| matches!(effect, ClientEffect::MoreReplicas(_))), "it is no news");
+    bench.client.on_connected(bench.now, node(D));
+    bench.advance(Duration::from_secs(2));
+    let asked = |effect: &ClientEffect| matches!(effect, ClientEffect::Send { to, request: Request::Attach { .. } } if *to == node(D));
+    assert!(bench.effects().iter().any(asked));
+    bench.reply(D, replicas(6, &[C, D]));
+    assert!(bench.effects().iter().any(|effect| matches!(effect, ClientEffect::Replicas(told) if told.len() == 2)));
+    bench.reply(D, attached());
+    bench.reply(A, replicas(0, &[A, B]));
+    assert!(
+        !bench.effects().iter().any(|effect| matches!(effect, ClientEffect::MoreReplicas(_))),
+        "the leader says better"
+    );
+}

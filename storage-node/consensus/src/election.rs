@@ -69,7 +69,7 @@ impl<C: Command> Raft<C> {
             self.maybe_doubt_leader(liveness, from);
             return;
         }
-        let up_to_date = last >= self.log.last();
+        let up_to_date = last >= self.log.last().max(self.forgotten);
         if pre {
             let answered = if up_to_date { term } else { self.term() };
             self.send_in_term(from, answered, MessageBody::VoteReply { pre, granted: up_to_date });
@@ -174,7 +174,8 @@ impl<C: Command> Raft<C> {
         let index = self.log.configuration_index();
         let before = LogIndex(index.0.saturating_sub(1));
         let leaving = index > self.committed && self.log.configuration_at(before).is_voter(self.options.id);
-        let able = self.may_vote && !self.failed && !self.installing;
+        let whole = self.may_vote && self.log.last() >= self.forgotten;
+        let able = whole && !self.failed && !self.installing;
         able && (self.configuration().is_voter(self.options.id) || leaving)
     }
 

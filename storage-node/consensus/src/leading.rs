@@ -12,7 +12,7 @@ use crate::entry::{Body, Command, Configuration, LogIndex, Term};
 use crate::liveness::{Liveness, SupportEpoch};
 use crate::log::entry_bytes;
 use crate::message::{AppendResult, MessageBody, Shortage};
-use crate::pace::{LAG_BYTES_MAX, Pace};
+use crate::pace::{FAR_BYTES_MAX, LAG_BYTES_MAX, Pace};
 use crate::progress::{Progress, ProgressState};
 use crate::raft::{Raft, Retiring, State};
 use crate::refusal::Refusal;
@@ -113,8 +113,8 @@ impl<C: Command> Raft<C> {
         Ok(index)
     }
 
-    /// A peer that is brought up beside the log has got `bytes` more and would not catch up without help: commands are
-    /// taken in more slowly than that.
+    /// A peer that is brought up beside the log goes on and would not catch up without help: commands are taken in at
+    /// half the rate of these bytes, or hardly at all where there are none.
     pub fn pace(&mut self, now: Timestamp, bytes: usize) {
         if let State::Leader(leading) = &mut self.state {
             leading.pace.on_progress(now, bytes);
@@ -236,7 +236,8 @@ impl<C: Command> Raft<C> {
                 // One that keeps up has been sent everything.
                 let behind = progress.flushed > before && progress.next <= last;
                 if behind && log.bytes_reach(progress.next, LAG_BYTES_MAX) {
-                    leading.pace.on_progress(now, log.bytes_between(before, progress.flushed));
+                    let far = log.bytes_reach(progress.next, FAR_BYTES_MAX);
+                    leading.pace.on_progress(now, if far { 0 } else { log.bytes_between(before, progress.flushed) });
                 }
             }
             AppendResult::Mismatch { rejected, hint } => {

@@ -1,32 +1,38 @@
 //! [`Pace`]: how much a leader takes in while a peer is brought up that would otherwise never get there.
 //!
 //! A peer that needs more than the leader keeps has to gain on the writes of clients. While it makes progress, clients
-//! get half of it: what is missing shrinks with every byte. Without progress nothing is held back, so a peer that is
-//! gone, or stuck, slows nobody down.
+//! get half of what it gains, or none of that where it is to be quick, and [`FLOOR`] in any case: what is missing shrinks
+//! with every byte. Without progress nothing is held back, so a peer that is gone, or stuck, slows nobody down.
 
 use std::time::Duration;
 
 use crate::time::Timestamp;
 
-/// Bytes of the log that a peer may lack before proposals are paced: several times what is in flight to a healthy one.
-pub(crate) const LAG_BYTES_MAX: usize = 32 << 20;
-/// Proposals are paced until a peer has made no progress for so long.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// Bytes of the log not sent to a peer, beyond the window in flight, from which on proposals are paced. One that keeps
+/// up has been sent everything.
+pub(crate) const LAG_BYTES_MAX: usize = 4 << 20;
+/// From here on clients get the floor alone: what is missing is gone within a second at any rate worth the name.
+pub(crate) const FAR_BYTES_MAX: usize = 32 << 20;
+/// Proposals are paced until a peer has made no progress for so long: a checkpoint or the end of a rebuild takes as
+/// long on a busy disk.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Of the bytes a peer gains, the part that may be proposed.
-const SHARE: i64 = 2;
+const SHARE: u64 = 2;
 /// Taken at once after a calm moment.
 const CREDIT_MAX: i64 = 4 << 20;
 /// Always granted, in bytes per millisecond: a rebuild that is slower than this is not worth a volume's standstill.
 const FLOOR: u64 = 16 << 10;
-/// A refused proposal is worth another try after this.
+/// A refused proposal is worth another try after this; and what is gained is added up for as long.
 const RETRY_AFTER: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     /// Below zero by less than one proposal.
     credit: i64,
-    /// When the floor was last added to the credit.
+    /// When the credit last rose.
     earned_at: Timestamp,
+    /// The clients' part of what was gained since.
+    gained: u64,
     /// Proposals are paced until then.
     until: Timestamp,
     /// Somebody was refused and may try again then.
@@ -34,23 +40,25 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// A peer that is being brought up has got `bytes` more.
+    /// A peer that is being brought up goes on, and `bytes` more of it count for clients.
     pub(crate) fn on_progress(&mut self, now: Timestamp, bytes: usize) {
         if now >= self.until {
-            (self.credit, self.earned_at) = (CREDIT_MAX, now);
+            (self.credit, self.earned_at, self.gained) = (CREDIT_MAX, now, 0);
         }
         self.until = now + PATIENCE;
-        self.earn(i64::try_from(bytes).unwrap_or(i64::MAX) / SHARE);
+        self.gained = self.gained.saturating_add(bytes as u64 / SHARE);
     }
 
     pub(crate) fn admits(&mut self, now: Timestamp) -> bool {
         if now >= self.until {
             return true;
         }
-        let waited = now.since(self.earned_at).as_millis();
-        if waited > 0 {
-            self.earned_at = now;
-            self.earn(i64::try_from(waited * u128::from(FLOOR)).unwrap_or(i64::MAX));
+        let waited = now.since(self.earned_at);
+        if waited >= RETRY_AFTER {
+            let floor = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX).saturating_mul(FLOOR);
+            let earned = i64::try_from(self.gained.max(floor)).unwrap_or(i64::MAX);
+            self.credit = self.credit.saturating_add(earned).min(CREDIT_MAX);
+            (self.earned_at, self.gained) = (now, 0);
         }
         if self.credit <= 0 {
             self.retry_at = Some(now + RETRY_AFTER);
@@ -60,7 +68,7 @@ impl Pace {
 
     pub(crate) fn on_taken(&mut self, now: Timestamp, bytes: usize) {
         if now < self.until {
-            self.credit -= i64::try_from(bytes).unwrap_or(i64::MAX);
+            self.credit = self.credit.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
 
@@ -70,10 +78,6 @@ impl Pace {
 
     pub(crate) fn on_deadline(&mut self, now: Timestamp) {
         self.retry_at = self.retry_at.filter(|at| *at > now);
-    }
-
-    fn earn(&mut self, bytes: i64) {
-        self.credit = self.credit.saturating_add(bytes).min(CREDIT_MAX);
     }
 }
 
@@ -101,12 +105,12 @@ mod tests {
     }
 
     #[test]
-    fn clients_get_half_of_what_the_peer_gains_and_the_floor() {
-        let mut pace = Pace::default();
-        let gained = 128 << 10;
-        let bytes = taken(&mut pace, 0, 1000, gained);
-        let expected = CREDIT_MAX as usize + 1000 * (gained / 2 + FLOOR as usize);
-        assert!(bytes.abs_diff(expected) < 1 << 20, "{bytes} of {expected}");
+    fn clients_get_half_of_what_the_peer_gains_or_the_floor() {
+        for (gained, granted) in [(128 << 10, 64 << 10), (1, FLOOR as usize)] {
+            let bytes = taken(&mut Pace::default(), 0, 1000, gained);
+            let expected = CREDIT_MAX as usize + 1000 * granted;
+            assert!(bytes.abs_diff(expected) < 1 << 20, "{bytes} of {expected}");
+        }
     }
 
     #[test]
@@ -114,8 +118,8 @@ mod tests {
         let mut pace = Pace::default();
         assert!(pace.admits(at(0)), "nothing is paced at first");
         taken(&mut pace, 0, 100, 1);
-        assert!(!pace.admits(at(100)) && pace.deadline() == Some(at(100) + RETRY_AFTER));
-        pace.on_deadline(at(100) + RETRY_AFTER);
+        assert!(!pace.admits(at(99)) && pace.deadline() == Some(at(99) + RETRY_AFTER));
+        pace.on_deadline(at(99) + RETRY_AFTER);
         assert_eq!(pace.deadline(), None);
         assert!(pace.admits(at(99) + PATIENCE));
         pace.on_taken(at(99) + PATIENCE, usize::MAX);

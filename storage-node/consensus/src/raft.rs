@@ -61,6 +61,8 @@ pub struct Restored<C> {
     pub committed: LogIndex,
     /// False: damaged, neither votes nor stands before it caught up with an elected leader.
     pub may_vote: bool,
+    /// See [`Raft::forgotten`].
+    pub forgotten: Position,
 }
 
 #[derive(Debug)]
@@ -113,6 +115,7 @@ pub struct Raft<C> {
     pub(crate) heard_of: LogIndex,
     pub(crate) boot_wait_until: Timestamp,
     pub(crate) may_vote: bool,
+    pub(crate) forgotten: Position,
     pub(crate) failed: bool,
     pub(crate) full: Option<Shortage>,
     pub(crate) installing: bool,
@@ -151,6 +154,7 @@ impl<C: Command> Raft<C> {
             round_heard: 0,
             heard_of: LogIndex(0),
             may_vote: restored.may_vote,
+            forgotten: restored.forgotten,
             failed: false,
             full: None,
             installing: false,
@@ -188,6 +192,12 @@ impl<C: Command> Raft<C> {
     /// False while damage keeps this replica from voting and standing: it has not caught up with an elected leader yet.
     pub fn may_vote(&self) -> bool {
         self.may_vote
+    }
+
+    /// Where a log ended that was given up. The driver keeps it with the hard state: until the log is there again it
+    /// stands in for it wherever candidates are judged, this replica among them.
+    pub fn forgotten(&self) -> Position {
+        self.forgotten
     }
 
     pub fn committed(&self) -> LogIndex {
@@ -391,15 +401,15 @@ impl<C: Command> Raft<C> {
         }
     }
 
-    /// The log goes, while the state that takes its place is on its way, for what it holds up. Like any replica that
-    /// lost what it promised, this one votes again when it has caught up with an elected leader.
+    /// The log goes, while the state that takes its place is on its way, for what it holds up. Its end is remembered: a
+    /// vote asks for no more of the log than that, so whoever lacks what was promised here gets none.
     ///
     /// Panics unless it is being installed.
     pub fn forget_log(&mut self, now: Timestamp) {
         self.now = now;
         assert!(self.installing, "only a log that is to be replaced is given up");
         let base = self.log.base().index;
-        self.may_vote = false;
+        self.forgotten = self.forgotten.max(self.log.last());
         self.log.truncate_from(base.next());
         self.committed = base;
         self.announced = base;

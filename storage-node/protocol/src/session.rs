@@ -125,7 +125,8 @@ pub enum Reply {
         term: Term,
     },
     /// Where the volume's replicas are, told by its leader, unasked, whenever that may be news: at first contact, when it
-    /// begins to serve, and when members come or go. A higher or equal term replaces what was known.
+    /// begins to serve, and when members come or go. A higher or equal term replaces what was known. Term 0: told by
+    /// a replica that does not lead, with `NotLeader`; some of them may have gone.
     Replicas {
         volume: VolumeId,
         term: Term,

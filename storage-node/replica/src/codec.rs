@@ -215,11 +215,22 @@ pub(crate) fn entry(index: LogIndex, header: &Bytes, payload: Bytes) -> Result<E
     Ok(Entry { position: Position { term, index }, body })
 }
 
-/// `damaged`: the log lost what it had promised, and this replica has not caught up with an elected leader since.
-pub(crate) fn encode_hard_state(state: &HardState, damaged: bool) -> Bytes {
-    let mut out = BytesMut::with_capacity(1 + 1 + 8 + 1 + ID_BYTES);
+/// What of consensus is durable beside the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DurableState {
+    pub hard_state: HardState,
+    /// The log lost what it had promised, and this replica has not caught up with an elected leader since.
+    pub damaged: bool,
+    /// Where a log ended that was given up.
+    pub forgotten: Position,
+}
+
+pub(crate) fn encode_hard_state(state: &DurableState) -> Bytes {
+    let DurableState { hard_state: state, damaged, forgotten } = state;
+    let mut out = BytesMut::with_capacity(1 + 1 + 16 + 8 + 1 + ID_BYTES);
     out.put_u8(VERSION);
-    out.put_u8(u8::from(damaged));
+    out.put_u8(u8::from(*damaged));
+    put_position(&mut out, *forgotten);
     out.put_u64_le(state.term.0);
     out.put_u8(u8::from(state.vote.is_some()));
     if let Some(vote) = state.vote {
@@ -228,14 +239,15 @@ pub(crate) fn encode_hard_state(state: &HardState, damaged: bool) -> Bytes {
     out.freeze()
 }
 
-pub(crate) fn hard_state(bytes: &[u8]) -> Result<(HardState, bool), DecodeError> {
+pub(crate) fn hard_state(bytes: &[u8]) -> Result<DurableState, DecodeError> {
     let mut reader = Reader::new("hard state", bytes);
     reader.version()?;
     let damaged = reader.flag()?;
+    let forgotten = reader.position()?;
     let term = Term(reader.u64()?);
     let vote = if reader.flag()? { Some(reader.replica()?) } else { None };
     reader.end()?;
-    Ok((HardState { term, vote }, damaged))
+    Ok(DurableState { hard_state: HardState { term, vote }, damaged, forgotten })
 }
 
 pub(crate) fn encode_position(position: Position) -> Bytes {
@@ -339,8 +351,9 @@ mod tests {
     #[test]
     fn state_round_trips() {
         for (vote, damaged) in [(None, true), (Some(replica(7)), false)] {
-            let state = HardState { term: Term(5), vote };
-            assert_eq!(hard_state(&encode_hard_state(&state, damaged)), Ok((state, damaged)));
+            let forgotten = Position { term: Term(4), index: LogIndex(30) };
+            let state = DurableState { hard_state: HardState { term: Term(5), vote }, damaged, forgotten };
+            assert_eq!(hard_state(&encode_hard_state(&state)), Ok(state));
         }
         let snapshot = Snapshot {
             configuration: Configuration { members: vec![], outgoing: vec![], min_data: 1 },

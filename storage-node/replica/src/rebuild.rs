@@ -22,11 +22,13 @@ use holdfast_id::{GroupId, ReplicaId};
 
 /// Rebuilds that one shard serves at a time: with more, each would only be slower, and each holds a frozen map.
 pub const SENT_MAX: usize = 2;
-/// Slots a receiver has asked for and not got: 1 MiB on its way, so that a rebuild fills a link with a round trip of
-/// milliseconds and never holds back the disk's other work for longer than that takes.
-pub const SLOTS_IN_FLIGHT_MAX: usize = 16;
+/// Slots a receiver has asked for and not got: 4 MiB on its way, of which two rebuilds fit a connection's queue. On a
+/// busy machine a round trip by two shards and a disk takes tens of milliseconds, and a rebuild has to gain on clients.
+pub const SLOTS_IN_FLIGHT_MAX: usize = 64;
+/// So many at the beginning, and after an answer was missing; each answer allows one more.
+pub const SLOTS_IN_FLIGHT_MIN: usize = 16;
 /// Installed bytes after which the receiver makes them durable; it stops asking at twice as many.
-pub const COMMIT_BYTES: u64 = 8 << 20;
+pub const COMMIT_BYTES: u64 = 16 << 20;
 /// Bytes of the state in one message.
 pub const STATE_CHUNK_BYTES: usize = 256 << 10;
 /// An answer that is due is asked for again after this.
@@ -37,6 +39,9 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// For so long after a rebuild its leader keeps the log above it: the receiver asks for that next.
 pub const LOG_KEPT_FOR: Duration = Duration::from_secs(30);
+/// A rebuild that ends within this is worth that clients are held back for it, so that one is enough: what they write
+/// meanwhile has to fit the log. Each further one in a row may take twice as long.
+pub const HURRY: Duration = Duration::from_secs(10);
 /// Log bytes a leader keeps above a rebuild under way. Past it the end of the rebuild begins another, from there.
 pub const LOG_KEPT_BYTES_MAX: usize = 128 << 20;
 

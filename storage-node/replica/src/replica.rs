@@ -28,7 +28,7 @@ use holdfast_store::group::{
 use holdfast_store::store::{Room, Store};
 
 use crate::change::{self, Change};
-use crate::codec::{self, DecodeError, Directory, LogCommand, Snapshot};
+use crate::codec::{self, DecodeError, Directory, DurableState, LogCommand, Snapshot};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::{LOG_KEPT_BYTES_MAX, Permits};
 use crate::replica::rebuilding::Rebuilds;
@@ -201,7 +201,11 @@ pub struct Replica<S> {
 /// The state a new group starts from: the same bytes on every founding replica.
 pub fn initial_state(configuration: Configuration, machine: Bytes) -> GroupState {
     GroupState {
-        hard_state: codec::encode_hard_state(&HardState::default(), false),
+        hard_state: codec::encode_hard_state(&DurableState {
+            hard_state: HardState::default(),
+            damaged: false,
+            forgotten: Position::default(),
+        }),
         position: codec::encode_position(Position::default()),
         state: Snapshot { configuration, machine }.encode(),
     }
@@ -234,7 +238,8 @@ impl<S: StateMachine> Replica<S> {
         let checkpoint = codec::decode_position(&recovered.checkpoint.position).map_err(failed("checkpoint"))?;
         assert_eq!(checkpoint.index.0, recovered.checkpoint_index, "a checkpoint's position names its index");
         let hard_state = recovered.hard_state.as_ref().unwrap_or(&recovered.checkpoint.hard_state);
-        let (mut hard_state, damaged) = codec::hard_state(hard_state).map_err(failed("hard state"))?;
+        let DurableState { mut hard_state, damaged, forgotten } =
+            codec::hard_state(hard_state).map_err(failed("hard state"))?;
         let mut entries = Vec::with_capacity(recovered.records.len());
         for record in recovered.records {
             let entry = codec::entry(LogIndex(record.index), &record.header, record.payload);
@@ -271,6 +276,7 @@ impl<S: StateMachine> Replica<S> {
                 entries,
                 committed,
                 may_vote: recovered.damage.is_none() && !damaged,
+                forgotten,
             },
             now,
         );
@@ -424,7 +430,13 @@ impl<S: StateMachine> Replica<S> {
         let usage = context.store.usage();
         // With three quarters of its log in use the disk needs the space for what is new.
         let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
-        let keep_from = if pressed { self.checkpointed } else { self.kept_for_laggards(context.now) };
+        let keep_from = if pressed {
+            // A rebuild would only begin again: it is given half of what is left.
+            let pinned = self.rebuilds.pinned(context.now).filter(|_| usage.wal_used < usage.wal_total / 8 * 7);
+            pinned.map_or(self.checkpointed, |pinned| pinned.clamp(self.raft.status().base.index, self.checkpointed))
+        } else {
+            self.kept_for_laggards(context.now)
+        };
         if keep_from > self.raft.status().base.index {
             self.raft.compact(keep_from);
         }
@@ -625,7 +637,7 @@ impl<S: StateMachine> Replica<S> {
         if let Some(hard_state) = persist.hard_state {
             self.hard_state = hard_state;
         }
-        let hard_state = persist.hard_state.map(|state| codec::encode_hard_state(&state, !self.raft.may_vote()));
+        let hard_state = persist.hard_state.map(|_| self.encoded_hard_state());
         let mut append = self.next_append();
         append.hard_state = hard_state;
         // Below the checkpoint nothing is truncated but a log that an installed state does not come of: all of it goes.
@@ -655,6 +667,12 @@ impl<S: StateMachine> Replica<S> {
         self.in_flight.push_back(InFlight { store_sequence: append.sequence, persisted: persist.sequence });
         self.refused.push_back(append);
         self.retry_refused(store, outputs);
+    }
+
+    fn encoded_hard_state(&self) -> Bytes {
+        let damaged = !self.raft.may_vote();
+        let forgotten = self.raft.forgotten();
+        codec::encode_hard_state(&DurableState { hard_state: self.hard_state, damaged, forgotten })
     }
 
     fn next_append(&mut self) -> Append {
@@ -740,7 +758,7 @@ impl<S: StateMachine> Replica<S> {
         let snapshot = Snapshot { configuration: self.configuration.clone(), machine: self.machine.encode_state() };
         let snapshot = snapshot.encode();
         let state = GroupState {
-            hard_state: codec::encode_hard_state(&self.hard_state, !self.raft.may_vote()),
+            hard_state: self.encoded_hard_state(),
             position: codec::encode_position(self.applied),
             state: snapshot.clone(),
         };

@@ -122,7 +122,9 @@ impl VolumeGroup {
     }
 
     pub(crate) fn on_client(&mut self, core: &mut Core, client: ClientId, role: &ClientRole, request: Request) {
-        if self.clients.insert(client) {
+        let new = self.clients.insert(client);
+        // One that looks for the leader may look in the wrong places.
+        if new || self.serving.is_none() {
             self.tell_replicas(core, client);
         }
         if self.serving.is_none() {
@@ -155,13 +157,16 @@ impl VolumeGroup {
 
     /// Members may have moved since the client learned where they are.
     fn tell_replicas(&self, core: &mut Core, client: ClientId) {
-        let Some(term) = self.serving else { return };
+        let term = self.serving.unwrap_or_default();
         let mut nodes: Vec<NodeId> = {
             let configuration = self.replica.configuration();
             configuration.members.iter().chain(&configuration.outgoing).map(|member| member.node).collect()
         };
         nodes.sort_unstable();
         nodes.dedup();
+        if nodes.is_empty() {
+            return; // A new copy, which has not heard of its group.
+        }
         core.effects.replicas.push((client, ReplicaNodes { volume: self.volume(), term, nodes }));
     }
 
@@ -373,6 +378,7 @@ impl VolumeGroup {
             Output::BecameLeader(_) => {
                 core.elected_in_joint_change += u64::from(self.replica.configuration().is_joint());
             }
+            Output::DirectoryChanged if self.serving.is_none() => core.members_changed = true,
             Output::DirectoryChanged => {
                 core.members_changed = true;
                 let clients: Vec<ClientId> = self.clients.iter().copied().collect();

@@ -382,6 +382,10 @@ impl World {
                 self.end_agent(number);
             }
             ClientEffect::FormattedSet(_) => {}
+            ClientEffect::MoreReplicas(replicas) => {
+                let target = self.agents[&number].target;
+                self.targets[target].replicas.extend(replicas.into_iter().map(|(node, _)| node));
+            }
             ClientEffect::Replicas(replicas) => {
                 let target = self.agents[&number].target;
                 self.targets[target].replicas = replicas.into_iter().map(|(node, _)| node).collect();

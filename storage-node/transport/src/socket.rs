@@ -6,6 +6,8 @@ use std::net::{Shutdown, SocketAddr};
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use rustix::buffer::spare_capacity;
 use rustix::net::sockopt::{set_socket_send_buffer_size, set_tcp_congestion};
 
@@ -134,8 +136,9 @@ impl Stream {
     /// The user of the process at the other end, where that is neither ours nor root. Nobody on TCP: TLS tells there.
     pub fn foreign_user(&self) -> io::Result<Option<u32>> {
         let Stream::Unix(stream) = self else { return Ok(None) };
-        let user = rustix::net::sockopt::socket_peercred(stream)?.uid;
-        let trusted = user.is_root() || user == rustix::process::geteuid();
-        Ok((!trusted).then(|| user.as_raw()))
+        // A process in another pod has the PID 0 here, which the credentials of rustix cannot hold.
+        let user = getsockopt(stream, PeerCredentials)?.uid();
+        let trusted = user == 0 || user == rustix::process::geteuid().as_raw();
+        Ok((!trusted).then_some(user))
     }
 }

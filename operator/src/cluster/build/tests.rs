@@ -141,3 +141,13 @@ fn two_members_never_share_a_machine_and_the_template_is_the_same_for_all() {
         assert!(terms[0]["labelSelector"]["matchLabels"].get("holdfast.dev/group").is_none(), "over all groups");
     }
 }
+
+#[test]
+fn a_restart_that_a_person_asked_for_makes_another_template() {
+    let objects = built(&three(), true);
+    let before = templates(&objects, &BTreeMap::new());
+    let after = templates(&objects, &BTreeMap::from([("agent".to_owned(), "noon".to_owned())]));
+    let changed: Vec<&String> = before.keys().filter(|key| before[*key] != after[*key]).collect();
+    assert_eq!(changed, ["agent"]);
+    assert_eq!(after["agent"], made_from(&before["agent"], Some("noon")));
+}

@@ -80,6 +80,7 @@ pub struct Disk {
     pub entries: Vec<Entry<Number>>,
     pub boot: u64,
     pub damaged: bool,
+    pub forgotten: Position,
 }
 
 impl Disk {
@@ -91,6 +92,7 @@ impl Disk {
             entries: vec![],
             boot: 0,
             damaged: false,
+            forgotten: Position::default(),
         }
     }
 
@@ -153,6 +155,7 @@ impl Node {
             entries: disk.entries.clone(),
             committed: disk.base.index,
             may_vote: !disk.damaged,
+            forgotten: disk.forgotten,
         };
         let mut pairs =
             Pairs::new(PairOptions { heartbeat: HEARTBEAT, lease: LEASE, drift_ppm: DRIFT_PPM, boot: disk.boot });
@@ -208,6 +211,7 @@ impl Node {
             self.disk.write(&step);
         }
         self.disk.damaged = !self.raft.status().may_vote;
+        self.disk.forgotten = self.raft.forgotten();
         self.disk
     }
 

@@ -18,7 +18,9 @@ use holdfast_store::device::BLOCK_BYTES;
 use holdfast_store::group::{InstalledSlot, ReadError};
 
 use crate::rebuild::message::RebuildMessage;
-use crate::rebuild::{COMMIT_BYTES, RESEND_AFTER, RETRY_AFTER, RebuildId, SILENCE_MAX, SLOTS_IN_FLIGHT_MAX};
+use crate::rebuild::{
+    COMMIT_BYTES, RESEND_AFTER, RETRY_AFTER, RebuildId, SILENCE_MAX, SLOTS_IN_FLIGHT_MAX, SLOTS_IN_FLIGHT_MIN,
+};
 
 /// Bytes that a slot without data counts before a commit: what it takes in memory and in the map.
 const SLOT_OVERHEAD_BYTES: u64 = 256;
@@ -99,6 +101,8 @@ pub struct Receiver {
     stage: Stage,
     todo: VecDeque<SlotChange>,
     in_flight: BTreeMap<u64, SlotChange>,
+    /// How many may be.
+    window: usize,
     /// The store had no space for them.
     stalled: Vec<InstalledSlot>,
     uncommitted_bytes: u64,
@@ -123,6 +127,7 @@ impl Receiver {
             stage: Stage::Listing { from_slot: 0 },
             todo: VecDeque::new(),
             in_flight: BTreeMap::new(),
+            window: SLOTS_IN_FLIGHT_MIN,
             stalled: Vec::new(),
             uncommitted_bytes: 0,
             committing: false,
@@ -225,7 +230,9 @@ impl Receiver {
                 self.send(RebuildMessage::AskChanges { id, above, from_slot });
             }
             Stage::Copying { .. } => {
-                for change in self.in_flight.values().cloned().collect::<Vec<_>>() {
+                // More than what lies between takes was asked for.
+                self.window = SLOTS_IN_FLIGHT_MIN;
+                for change in self.in_flight.values().take(self.window).cloned().collect::<Vec<_>>() {
                     self.send(RebuildMessage::AskSlot { id, change });
                 }
             }
@@ -322,6 +329,7 @@ impl Receiver {
             return; // Broken on its way: asked for again.
         }
         self.in_flight.remove(&slot.slot);
+        self.window = (self.window + 1).min(SLOTS_IN_FLIGHT_MAX);
         self.install(slot);
         self.pump(now);
     }
@@ -360,7 +368,7 @@ impl Receiver {
     /// Does whatever can be done without a further answer.
     fn pump(&mut self, now: Timestamp) {
         let room = self.stalled.is_empty() && self.uncommitted_bytes < 2 * COMMIT_BYTES;
-        while room && self.in_flight.len() < SLOTS_IN_FLIGHT_MAX {
+        while room && self.in_flight.len() < self.window {
             let Some(change) = self.todo.pop_front() else { break };
             if self.in_flight.is_empty() {
                 // Nothing was due from the sender meanwhile: its silence begins now.

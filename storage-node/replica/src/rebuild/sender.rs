@@ -54,6 +54,7 @@ pub struct Sender {
     hash: u128,
     /// Configuration and machine state at `position`.
     state: Bytes,
+    began: Timestamp,
     requests: BTreeMap<u64, Request>,
     /// The furthest page told, so that a repeated one is not counted twice.
     listed_to: Option<u64>,
@@ -79,6 +80,7 @@ impl Sender {
             position,
             hash,
             state,
+            began: now,
             requests: BTreeMap::new(),
             listed_to: None,
             heard: false,
@@ -93,6 +95,10 @@ impl Sender {
 
     pub fn id(&self) -> RebuildId {
         self.id
+    }
+
+    pub fn began(&self) -> Timestamp {
+        self.began
     }
 
     /// Whether the receiver has taken the offer up.

@@ -10,7 +10,7 @@
 //! Beside that, every replica tells the leader where its checkpoint is, and the leader tells all how far all are: up to
 //! there nobody's rebuild begins, and tombstones may go. A word that is lost is made up for by the next checkpoint's.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,8 +24,11 @@ use crate::codec::{self, Snapshot};
 use crate::rebuild::message::RebuildMessage;
 use crate::rebuild::receiver::{GiveUp, Offer, Receiver, ReceiverAction};
 use crate::rebuild::sender::{Sender, SenderAction};
-use crate::rebuild::{LOG_KEPT_FOR, RETRY_AFTER, RebuildId, RebuildPhase, RebuildProgress, SILENCE_MAX};
+use crate::rebuild::{HURRY, LOG_KEPT_FOR, RETRY_AFTER, RebuildId, RebuildPhase, RebuildProgress, SILENCE_MAX};
 use crate::replica::{Context, Output, Replica, StateMachine};
+
+/// The longest hurry is [`HURRY`] doubled so often.
+const HURRIES_MAX: u32 = 4;
 
 /// What a rebuild asks of the store; the shard gives it a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +81,21 @@ enum Served {
     },
 }
 
+/// Rebuilds of one peer in a row.
+#[derive(Clone, Copy, Debug, Default)]
+struct Streak {
+    rebuilds: u32,
+    /// The last came to nothing: so may the next, and nobody is held back for it.
+    failed: bool,
+}
+
+impl Streak {
+    /// Whether clients make way for a rebuild that lasts so long already.
+    fn is_hurried_after(self, lasts: Duration) -> bool {
+        !self.failed && lasts < HURRY * (1 << self.rebuilds.min(HURRIES_MAX))
+    }
+}
+
 /// A state whose header is on its way to the disk.
 struct Pending<S> {
     offer: Offer,
@@ -88,8 +106,8 @@ struct Pending<S> {
 /// The rebuilds of one replica.
 pub(super) struct Rebuilds<S> {
     served: BTreeMap<ReplicaId, Served>,
-    /// Peers that had a rebuild and do not follow the log yet.
-    rebuilt: BTreeSet<ReplicaId>,
+    /// Peers that had rebuilds and do not follow the log yet.
+    streaks: BTreeMap<ReplicaId, Streak>,
     next_number: u64,
     next_request: u64,
     /// Questions to the store: for a peer, or for this replica's own rebuild.
@@ -118,7 +136,7 @@ impl<S> Rebuilds<S> {
     pub fn new(installing_to: u64, now: Timestamp) -> Rebuilds<S> {
         Rebuilds {
             served: BTreeMap::new(),
-            rebuilt: BTreeSet::new(),
+            streaks: BTreeMap::new(),
             next_number: 0,
             next_request: 0,
             requests: BTreeMap::new(),
@@ -462,7 +480,7 @@ impl<S: StateMachine> Replica<S> {
                 self.stop_serving_rebuild(context, peer);
             }
             self.rebuilds.served.clear();
-            self.rebuilds.rebuilt.clear();
+            self.rebuilds.streaks.clear();
             return;
         }
         let now = context.now;
@@ -494,7 +512,7 @@ impl<S: StateMachine> Replica<S> {
         let next = if !needs {
             // It is told again when it is there again and still behind.
             self.rebuilds.served.remove(&peer);
-            self.rebuilds.rebuilt.remove(&peer);
+            self.rebuilds.streaks.remove(&peer);
             return;
         } else if context.permits.take(self.group, peer) {
             Served::Preparing
@@ -514,7 +532,7 @@ impl<S: StateMachine> Replica<S> {
             (Some(ProgressState::Probe), Served::Sent { look_at, .. }) => *look_at = Some(context.now + RETRY_AFTER),
             (_, Served::Sent { look_at, .. }) => {
                 *look_at = None;
-                self.rebuilds.rebuilt.remove(&peer);
+                self.rebuilds.streaks.remove(&peer);
             }
             _ => {}
         }
@@ -523,12 +541,18 @@ impl<S: StateMachine> Replica<S> {
     fn advance_sender(&mut self, context: &mut Context<'_>, peer: ReplicaId, outputs: &mut Vec<Output<S::Outcome>>) {
         let Some(Served::Sending(sender)) = self.rebuilds.served.get_mut(&peer) else { return };
         let (frozen, index, progress) = (sender.frozen, sender.position.index, sender.progress);
-        let again = self.rebuilds.rebuilt.contains(&peer);
+        let (heard, lasts) = (sender.heard(), context.now.since(sender.began()));
+        let streak = self.rebuilds.streaks.get(&peer).copied().unwrap_or_default();
+        let hurry = streak.is_hurried_after(lasts) && self.raft.configuration().is_voter(peer);
         for action in sender.take_actions() {
             match action {
                 SenderAction::Send(message) => {
-                    // What changed during the first was more than the log above it holds: so it would be each time.
-                    if again && let RebuildMessage::Slot { slot, .. } = &message {
+                    if hurry && (heard || lasts.is_zero()) {
+                        self.raft.pace(context.now, 0);
+                    } else if streak.rebuilds > 0
+                        && let RebuildMessage::Slot { slot, .. } = &message
+                    {
+                        // What changed during the last was more than the log above it holds: so it would be each time.
                         self.raft.pace(context.now, slot.data.len());
                     }
                     outputs.push(Output::SendRebuild { to: peer, message });
@@ -545,8 +569,9 @@ impl<S: StateMachine> Replica<S> {
                 SenderAction::End { done } => {
                     self.stop_serving_rebuild(context, peer);
                     let progress = RebuildProgress { phase: RebuildPhase::Done, ..progress };
+                    let rebuilds = streak.rebuilds.saturating_add(u32::from(done));
+                    self.rebuilds.streaks.insert(peer, Streak { rebuilds, failed: !done });
                     let next = if done {
-                        self.rebuilds.rebuilt.insert(peer);
                         let (until, look_at) = (context.now + LOG_KEPT_FOR, Some(context.now + RETRY_AFTER));
                         Served::Sent { index, until, look_at, progress }
                     } else {
@@ -646,7 +671,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     fn commit_own(&mut self, context: &mut Context<'_>, outputs: &mut Vec<Output<S::Outcome>>) {
-        let hard_state = codec::encode_hard_state(&self.hard_state, !self.raft.may_vote());
+        let hard_state = self.encoded_hard_state();
         match context.store.commit_install(self.group, hard_state) {
             Ok(()) => {
                 self.rebuilds.uncommitted = false;
@@ -664,17 +689,15 @@ impl<S: StateMachine> Replica<S> {
         state: &Bytes,
         outputs: &mut Vec<Output<S::Outcome>>,
     ) {
+        let hard_state = self.encoded_hard_state();
         let Some(receiver) = &mut self.rebuilds.receiver else { return };
         let decoded = Snapshot::decode(state).map_err(|error| error.to_string()).and_then(|snapshot| {
             snapshot.configuration.validate().map_err(|error| error.to_string())?;
             S::decode_state(&snapshot.machine).map(|machine| (snapshot, machine))
         });
         let Ok((snapshot, machine)) = decoded else { return receiver.give_up(GiveUp::State) };
-        let group_state = GroupState {
-            hard_state: codec::encode_hard_state(&self.hard_state, !self.raft.may_vote()),
-            position: codec::encode_position(offer.position),
-            state: state.clone(),
-        };
+        let group_state =
+            GroupState { hard_state, position: codec::encode_position(offer.position), state: state.clone() };
         match context.store.finish_install(self.group, offer.position.index.0, group_state, offer.hash) {
             Ok(()) => {
                 self.checkpoint_running = true;
@@ -691,8 +714,7 @@ impl<S: StateMachine> Replica<S> {
     }
 
     /// While this replica is between two states its log is pinned, and with it the whole disk's. Where the disk needs the
-    /// space, the log goes: what comes in its place was committed without it. Until it has caught up this replica then
-    /// gives no vote either.
+    /// space, the log goes: what comes in its place was committed without it. Its end stays, and this replica votes by that.
     pub(super) fn give_log_up_if_pressed(&mut self, context: &mut Context<'_>) {
         if self.rebuilds.installing_to == 0 || !self.checkpoint_due {
             return;

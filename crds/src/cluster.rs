@@ -3,6 +3,7 @@
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::core::Duration;
 use kube::{CustomResource, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -159,7 +160,7 @@ pub struct VolumeClaimDisk {
     /// Size of the claim; a sixteenth of it is left to the file system.
     #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) == 0").message("the size of claims cannot be changed; add a node group with the other size, then shrink this one"))]
     #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('1Gi')) >= 0").message("a storage node needs at least 1Gi"))]
-    #[schemars(schema_with = "disk_size")]
+    #[schemars(schema_with = "short_text")]
     pub size: Quantity,
 }
 
@@ -183,7 +184,7 @@ pub struct HostPathDisk {
     /// Size of the file.
     #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity(oldSelf)) == 0").message("the size of disks cannot be changed; add a node group with the other size, then shrink this one"))]
     #[x_kube(validation = Rule::new("quantity(self).compareTo(quantity('1Gi')) >= 0").message("a storage node needs at least 1Gi"))]
-    #[schemars(schema_with = "disk_size")]
+    #[schemars(schema_with = "short_text")]
     pub size: Quantity,
 }
 
@@ -246,17 +247,23 @@ pub enum UpdateType {
 }
 
 /// What drains and evictions may take away at once.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Disruption {
     /// Keep a PodDisruptionBudget that lets one storage node go at a time.
     #[serde(default = "yes")]
     pub manage_budget: bool,
+    /// A storage node that is gone for so long has its copies made again elsewhere. One that comes back sooner catches up
+    /// with what changed meanwhile.
+    #[serde(default = "ten_minutes")]
+    #[x_kube(validation = Rule::new("self.matches('^([0-9]{1,6}[smh])+$') && duration(self) >= duration('1s')").message("a duration such as 10m, 90s or 1h30m"))]
+    #[schemars(schema_with = "short_text")]
+    pub node_loss_timeout: Duration,
 }
 
 impl Default for Disruption {
     fn default() -> Disruption {
-        Disruption { manage_budget: true }
+        Disruption { manage_budget: true, node_loss_timeout: ten_minutes() }
     }
 }
 
@@ -353,12 +360,16 @@ pub struct VolumeCounts {
 }
 
 /// A text of bounded length, so that the API server can bound the cost of its rules for each of the groups.
-fn disk_size(_: &mut SchemaGenerator) -> Schema {
+fn short_text(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "maxLength": 32 })
 }
 
 fn three() -> i32 {
     3
+}
+
+fn ten_minutes() -> Duration {
+    Duration::from(std::time::Duration::from_secs(600))
 }
 
 fn ninety() -> i32 {

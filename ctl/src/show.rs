@@ -265,6 +265,7 @@ fn node_state(node: &v1::ClusterNode) -> &'static str {
         v1::NodeState::Draining => "draining",
         v1::NodeState::Removing => "removing",
         v1::NodeState::Removed => "removed",
+        v1::NodeState::Away => "away",
     }
 }
 

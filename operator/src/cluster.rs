@@ -4,6 +4,7 @@
 //! and every [`LOOK_EVERY`] besides: the storage cluster tells nothing by itself yet. Whatever is decided is decided by
 //! the pure modules from one [`observed::Observed`]; a look that is interrupted anywhere is made again from the start.
 
+pub mod authority;
 pub mod build;
 pub mod certificates;
 pub mod changing;
@@ -11,6 +12,7 @@ pub mod ending;
 pub mod files;
 pub mod founding;
 pub mod layout;
+pub mod loss;
 pub mod observed;
 pub mod projecting;
 pub mod projection;
@@ -20,6 +22,7 @@ pub mod status;
 pub mod storage;
 pub mod update;
 pub mod validate;
+pub mod version;
 pub mod workloads;
 
 use std::time::Duration;

@@ -1,13 +1,15 @@
 //! What every controller shares: the API server, what it was told, the storage clusters that run.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use holdfast_cluster_client::Client as ClusterClient;
 use holdfast_crds::ClusterRef;
+use holdfast_id::NodeId;
 use holdfast_transport::pki::Identity;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::time::Instant;
 
@@ -21,6 +23,8 @@ pub const FIELD_MANAGER: &str = "holdfast-operator";
 pub const NOT_FOUNDED: &str = "NotFounded";
 
 pub struct Context {
+    /// Of this process: what it did not see itself, it does not count.
+    pub started: Timestamp,
     pub client: kube::Client,
     pub settings: Settings,
     pub metrics: Metrics,
@@ -39,6 +43,8 @@ pub struct Shared {
     pub admins: BTreeMap<ClusterRef, Identity>,
     /// Builds that members told, by pod, with the life of the pod that told it.
     pub versions: BTreeMap<(ClusterRef, String), (String, String)>,
+    /// Identities that never come back, as the catalogue had them last.
+    pub retired: BTreeMap<ClusterRef, BTreeSet<NodeId>>,
 }
 
 /// A storage cluster that answers, or has answered.
@@ -58,7 +64,8 @@ impl Context {
     pub fn new(client: kube::Client, settings: Settings) -> Context {
         let reporter = Reporter { controller: "holdfast-operator".into(), instance: Some(settings.pod_name.clone()) };
         let recorder = Recorder::new(client.clone(), reporter);
-        Context { client, settings, metrics: Metrics::default(), recorder, shared: Mutex::default() }
+        let started = Timestamp::now();
+        Context { started, client, settings, metrics: Metrics::default(), recorder, shared: Mutex::default() }
     }
 
     /// Held for look-ups only, never across an await.

@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+use crate::cluster::authority;
 use crate::cluster::build::TOKEN_AUDIENCE;
 use crate::cluster::certificates::{self, validity};
 use crate::cluster::files;
@@ -46,6 +47,8 @@ const SERVER_LIFE_DAYS: u32 = 2;
 struct Signer {
     cluster: ClusterRef,
     authority: Arc<Authority>,
+    /// Everybody who is trusted.
+    ca_pem: String,
     days: u32,
 }
 
@@ -122,10 +125,10 @@ async fn find(context: &Context) -> anyhow::Result<Option<(Signer, String)>> {
     let Some(secret) = files::read_secret(context, &layout.namespace, &layout.authority()).await? else {
         return Ok(None);
     };
-    let authority = certificates::authority(&secret)?;
-    let ca_pem = authority.certificate_pem().to_owned();
+    let authority = authority::signer(&secret)?;
+    let ca_pem = authority::bundle(&secret);
     let days = u32::try_from(days).unwrap_or(1).max(1);
-    Ok(Some((Signer { cluster: name, authority: Arc::new(authority), days }, ca_pem)))
+    Ok(Some((Signer { cluster: name, authority: Arc::new(authority), days, ca_pem: ca_pem.clone() }, ca_pem)))
 }
 
 fn show(signer: &Signer, ca_pem: &str, now: SystemTime) -> anyhow::Result<TlsConfigs> {
@@ -199,7 +202,7 @@ impl Service {
         let certificate_pem = pki::sign_request(&signer.authority, csr_pem, PeerRole::NodeAgent, id, &node, life)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         tracing::info!(node, "an agent gets a certificate");
-        Ok(EnrollResponse { certificate_pem, ca_pem: signer.authority.certificate_pem().to_owned() })
+        Ok(EnrollResponse { certificate_pem, ca_pem: signer.ca_pem })
     }
 }
 

@@ -30,6 +30,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing_subscriber::EnvFilter;
@@ -57,7 +58,8 @@ async fn run(settings: Settings) -> anyhow::Result<()> {
     let client = kube::Client::try_default().await.context("find the API server")?;
     let context = Arc::new(Context::new(client.clone(), settings));
     let http = context.settings.http;
-    http::serve(http, Arc::clone(&context)).await.with_context(|| format!("listen on {http}"))?;
+    let listener = TcpListener::bind(http).await.with_context(|| format!("listen on {http}"))?;
+    tokio::spawn(holdfast_http::serve(listener, Arc::clone(&context)));
     let enrolling = tokio::spawn(enroll::serve(Arc::clone(&context)));
     let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;

@@ -71,6 +71,11 @@ impl Object {
         self.0["metadata"]["namespace"].as_str()
     }
 
+    /// What it changes, it changes in processes.
+    pub fn runs_pods(&self) -> bool {
+        matches!(self.kind(), "StatefulSet" | "DaemonSet" | "Deployment")
+    }
+
     pub fn resource(&self) -> ApiResource {
         let api = self.0["apiVersion"].as_str().unwrap_or_default();
         let (group, version) = api.split_once('/').unwrap_or(("", api));

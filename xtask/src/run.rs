@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::tasks::cluster;
 use crate::workspace::Workspace;
 
 /// One program of a task: announced, run at the root of the workspace without standard input, failed with its
@@ -71,6 +72,16 @@ pub fn cargo() -> OsString {
 /// Where `cargo xtask tools` installs.
 pub fn tools_directory(workspace: &Workspace) -> PathBuf {
     workspace.target.join("tools")
+}
+
+/// `PATH` with the installed tools first, and last the programs of Kubernetes that the tests on a cluster were given.
+pub fn path_with_programs(workspace: &Workspace) -> OsString {
+    let mut path = path_with_tools(workspace);
+    if let Some(programs) = cluster::programs(workspace) {
+        path.push(":");
+        path.push(programs);
+    }
+    path
 }
 
 /// `PATH` with the installed tools first, so that the pinned version wins over the user's own.

@@ -1737,6 +1737,8 @@ pub enum NodeState {
     Removed = 3,
     /// Takes no new replicas, and what it has is moved elsewhere; REMOVED once it holds nothing.
     Removing = 4,
+    /// Gone for so long that what it has is made again elsewhere; ACTIVE as soon as it registers again.
+    Away = 5,
 }
 impl NodeState {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1750,6 +1752,7 @@ impl NodeState {
             Self::Draining => "NODE_STATE_DRAINING",
             Self::Removed => "NODE_STATE_REMOVED",
             Self::Removing => "NODE_STATE_REMOVING",
+            Self::Away => "NODE_STATE_AWAY",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1760,6 +1763,7 @@ impl NodeState {
             "NODE_STATE_DRAINING" => Some(Self::Draining),
             "NODE_STATE_REMOVED" => Some(Self::Removed),
             "NODE_STATE_REMOVING" => Some(Self::Removing),
+            "NODE_STATE_AWAY" => Some(Self::Away),
             _ => None,
         }
     }

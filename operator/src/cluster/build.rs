@@ -4,6 +4,7 @@
 //! whatever has to go is decided elsewhere, by name. Names, ports and folders are those of [`super::layout`].
 
 mod csi;
+mod local;
 mod machines;
 mod nodes;
 
@@ -13,6 +14,7 @@ use holdfast_crds::names::LABEL_GROUP;
 use serde_json::{Value, json};
 
 use super::layout::Layout;
+use super::observed::Machine;
 use super::validate::ValidCluster;
 pub use machines::TOKEN_AUDIENCE;
 
@@ -30,6 +32,8 @@ pub struct Inputs<'a> {
     pub settings: &'a Settings,
     /// Pods of each group's StatefulSet: more than asked for while one that leaves still holds data.
     pub replicas: &'a BTreeMap<String, i32>,
+    /// Where disks of machines may be; empty where no group has such.
+    pub machines: &'a [Machine],
     /// The CSI driver, of which there is one, belongs to this cluster.
     pub with_csi: bool,
     /// Changes with the authority: processes that read it at their start only are started again.
@@ -57,6 +61,8 @@ impl Inputs<'_> {
             "imagePullPolicy": self.settings.image_pull_policy,
             "command": command,
             "args": arguments,
+            // The last words of a process that cannot start become the words of a condition.
+            "terminationMessagePolicy": "FallbackToLogsOnError",
         })
     }
 

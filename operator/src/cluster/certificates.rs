@@ -5,25 +5,24 @@
 //! that still counts is not replaced before two thirds of its life are over; what the authority did not sign, or is
 //! over, is replaced at once. Processes read the files again by themselves, so a renewal restarts nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use holdfast_id::NodeId;
 use holdfast_transport::pki::{Authority, Identity, PkiError, Roots, Validity};
 use holdfast_transport::{PeerIdentity, PeerRole};
 
+use super::authority;
+
 /// Clocks of machines differ; a certificate counts from a little before it was made.
-const BACKDATED: Duration = Duration::from_secs(300);
-/// An authority outlives what it signs many times over.
-const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
-const DAY: Duration = Duration::from_secs(86_400);
+pub const BACKDATED: Duration = Duration::from_secs(300);
+pub const DAY: Duration = Duration::from_secs(86_400);
 
 /// Contents of a Secret or ConfigMap, as text.
 pub type Files = BTreeMap<String, String>;
 
 /// Names of the files of one process.
 pub const CA_FILE: &str = "ca.pem";
-const AUTHORITY_KEY_FILE: &str = "ca.key";
 
 /// What stands in the Secrets now; empty where there is none.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +39,7 @@ pub struct Issued {
     /// The operator's own certificate, never stored.
     pub admin: Identity,
     pub roots: Roots,
+    /// Everybody who is trusted, PEM.
     pub ca_pem: String,
     /// Of each member.
     pub node_ids: BTreeMap<String, NodeId>,
@@ -61,33 +61,11 @@ pub enum CertificateError {
     Random(getrandom::Error),
 }
 
-/// A new authority, as the Secret holds it.
-///
-/// # Errors
-/// No random numbers.
-pub fn new_authority(name: &str, now: SystemTime) -> Result<Files, CertificateError> {
-    let validity = Validity { not_before: now - BACKDATED, not_after: now + AUTHORITY_LIFE };
-    let authority = Authority::create(name, validity).map_err(CertificateError::Issue)?;
-    let key = authority.key_pem().to_owned();
-    Ok(Files::from([
-        (CA_FILE.to_owned(), authority.certificate_pem().to_owned()),
-        (AUTHORITY_KEY_FILE.to_owned(), key),
-    ]))
-}
-
-/// The authority of the Secret.
-///
-/// # Errors
-/// It is not whole.
-pub fn authority(files: &Files) -> Result<Authority, CertificateError> {
-    let file = |name: &'static str| files.get(name).ok_or(CertificateError::NoAuthority { file: name });
-    Authority::from_pem(file(CA_FILE)?, file(AUTHORITY_KEY_FILE)?).map_err(CertificateError::Authority)
-}
-
 /// Makes whole what is missing, over, or about to be.
 ///
 /// `members` are all that have or are to have a pod; `known` are identities remembered elsewhere, for a Secret that was
-/// lost while the disks were not. `previous_admin` is the certificate the operator uses now.
+/// lost while the disks were not; `forgotten` are members that get a new identity, because the former one never comes
+/// back and nothing of it is left. `previous_admin` is the certificate the operator uses now.
 ///
 /// # Errors
 /// The authority is not whole, or no random numbers.
@@ -95,21 +73,23 @@ pub fn issue(
     stored: &Stored,
     members: &[String],
     known: &BTreeMap<String, NodeId>,
+    forgotten: &BTreeSet<String>,
     previous_admin: Option<Identity>,
     life_days: u32,
     now: SystemTime,
 ) -> Result<Issued, CertificateError> {
-    let authority = authority(&stored.authority)?;
-    let ca_pem = authority.certificate_pem().to_owned();
+    let authority = authority::signer(&stored.authority)?;
+    let ca_pem = authority::bundle(&stored.authority);
     let roots = Roots::from_pem(&ca_pem).map_err(CertificateError::Authority)?;
-    let issuer = Issuer { authority: &authority, roots: &roots, days: life_days, now };
+    let signer = Roots::from_pem(authority.certificate_pem()).map_err(CertificateError::Authority)?;
+    let issuer = Issuer { authority: &authority, signer: &signer, days: life_days, now };
     let mut renewed = Vec::new();
 
     let mut nodes = Files::from([(CA_FILE.to_owned(), ca_pem.clone())]);
     let mut node_ids = BTreeMap::new();
     for member in members {
         let (certificate, key) = (format!("{member}.pem"), format!("{member}.key"));
-        let stored = read(&stored.nodes, &certificate, &key);
+        let stored = read(&stored.nodes, &certificate, &key).filter(|_| !forgotten.contains(member));
         let id = match (stored.as_ref().and_then(node_id), known.get(member)) {
             (Some(id), _) => id,
             (None, Some(id)) => *id,
@@ -134,7 +114,8 @@ pub fn issue(
 
 struct Issuer<'a> {
     authority: &'a Authority,
-    roots: &'a Roots,
+    /// What another one signed is replaced.
+    signer: &'a Roots,
     days: u32,
     now: SystemTime,
 }
@@ -151,7 +132,7 @@ impl Issuer<'_> {
     ) -> Result<Identity, CertificateError> {
         let mut id = fresh.as_u128();
         if let Some(stored) = stored {
-            if stored.check(role, self.roots, self.now).is_ok() && !is_due(stored.validity(), self.now) {
+            if stored.check(role, self.signer, self.now).is_ok() && !is_due(stored.validity(), self.now) {
                 return Ok(stored);
             }
             if stored.peer().role == role {
@@ -173,6 +154,11 @@ pub fn validity(now: SystemTime, days: u32) -> Validity {
 fn is_due(validity: Validity, now: SystemTime) -> bool {
     let life = validity.not_after.duration_since(validity.not_before).unwrap_or_default();
     now >= validity.not_before + life * 2 / 3
+}
+
+/// The identity that a member has by its Secret.
+pub fn stored_id(nodes: &Files, member: &str) -> Option<NodeId> {
+    node_id(&read(nodes, &format!("{member}.pem"), &format!("{member}.key"))?)
 }
 
 fn node_id(identity: &Identity) -> Option<NodeId> {
@@ -215,15 +201,15 @@ mod tests {
     }
 
     fn first() -> (Stored, Issued) {
-        let mut stored = Stored { authority: new_authority("holdfast", at(0)).unwrap(), ..Stored::default() };
-        let issued = issue(&stored, &members(3), &BTreeMap::new(), None, 90, at(0)).unwrap();
+        let mut stored = Stored { authority: authority::found("holdfast", at(0)).unwrap(), ..Stored::default() };
+        let issued = issue(&stored, &members(3), &BTreeMap::new(), &BTreeSet::new(), None, 90, at(0)).unwrap();
         stored.nodes = issued.nodes.clone();
         stored.csi_controller = issued.csi_controller.clone();
         (stored, issued)
     }
 
     fn again(stored: &Stored, count: usize, admin: &Identity, day: u64) -> Issued {
-        issue(stored, &members(count), &BTreeMap::new(), Some(admin.clone()), 90, at(day)).unwrap()
+        issue(stored, &members(count), &BTreeMap::new(), &BTreeSet::new(), Some(admin.clone()), 90, at(day)).unwrap()
     }
 
     #[test]
@@ -250,9 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn a_name_whose_former_bearer_never_comes_back_gets_another_identity() {
+        let (stored, issued) = first();
+        let forgotten = BTreeSet::from(["main-main-2".to_owned()]);
+        let admin = Some(issued.admin.clone());
+        let again = issue(&stored, &members(3), &BTreeMap::new(), &forgotten, admin, 90, at(1)).unwrap();
+        assert_eq!(again.renewed, ["main-main-2"]);
+        assert_ne!(again.node_ids["main-main-2"], issued.node_ids["main-main-2"]);
+        assert_eq!(again.node_ids["main-main-1"], issued.node_ids["main-main-1"]);
+    }
+
+    #[test]
     fn another_authority_renews_everything_under_the_same_identities() {
         let (mut stored, issued) = first();
-        stored.authority = new_authority("holdfast", at(1)).unwrap();
+        stored.authority = authority::found("holdfast", at(1)).unwrap();
         let renewed = again(&stored, 3, &issued.admin, 1);
         assert_eq!(renewed.renewed.len(), 5);
         assert_eq!(renewed.node_ids, issued.node_ids);
@@ -263,17 +260,17 @@ mod tests {
     fn a_lost_secret_gets_the_identities_that_are_remembered() {
         let (mut stored, issued) = first();
         stored.nodes.clear();
-        let renewed = issue(&stored, &members(3), &issued.node_ids, None, 90, at(1)).unwrap();
+        let renewed = issue(&stored, &members(3), &issued.node_ids, &BTreeSet::new(), None, 90, at(1)).unwrap();
         assert_eq!(renewed.node_ids, issued.node_ids);
     }
 
     #[test]
     fn an_authority_that_is_not_whole_is_an_error_and_not_replaced() {
         let (mut stored, _) = first();
-        stored.authority.remove(AUTHORITY_KEY_FILE);
+        stored.authority.remove("ca.key");
         assert!(matches!(
-            issue(&stored, &members(1), &BTreeMap::new(), None, 90, at(0)),
-            Err(CertificateError::NoAuthority { file: AUTHORITY_KEY_FILE })
+            issue(&stored, &members(1), &BTreeMap::new(), &BTreeSet::new(), None, 90, at(0)),
+            Err(CertificateError::NoAuthority { file: "ca.key" })
         ));
     }
 }

@@ -41,8 +41,14 @@ pub async fn advance(
         conditions.stalled("CannotShrink", format!("{member} cannot leave: {error}"));
         return Ok(());
     }
+    for member in &plan.keep {
+        tracing::info!(member, "it was about to leave, and is wanted again");
+        if let Err(error) = storage::set_node_state(client, member, v1::NodeState::Active).await {
+            conditions.reconciling("Growing", format!("{member} was about to leave, and is wanted again: {error}"));
+        }
+    }
     if let Some(waits) = &plan.waits {
-        conditions.reconciling("Shrinking", waits.clone());
+        conditions.reconciling("ChangingMembers", waits.clone());
         return Ok(());
     }
     for (step, reason) in [(update::members(looked), "UpdatingMembers"), (update::machines(looked), "UpdatingMachines")]

@@ -6,16 +6,16 @@
 
 use holdfast_crds::names::{CLUSTER_FINALIZER, LABEL_CLUSTER};
 use holdfast_crds::{DeletionPolicy, StorageCluster, Volume};
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use serde_json::json;
 
-use super::layout::Layout;
+use super::layout::{Layout, MAIN_GROUP};
 use super::reconcile::{ClusterError, Looker};
 use crate::apply;
 use crate::context::Context;
-use crate::object::Object;
+use crate::object::{LABEL_CLUSTER_NAMESPACE, Object};
 use holdfast_crds::names::CSI_DRIVER;
 
 /// Names in one message.
@@ -65,10 +65,14 @@ pub async fn end(
     if let Some(held) = held(cluster.spec.deletion_policy, &ours) {
         return Ok(Some(held));
     }
-    for (api, kind, name) in [
+    let mut global = vec![
         ("rbac.authorization.k8s.io/v1", "ClusterRoleBinding", layout.global("csi-controller")),
         ("storage.k8s.io/v1", "CSIDriver", CSI_DRIVER.to_owned()),
-    ] {
+    ];
+    let groups = cluster.spec.node_groups.iter().map(|group| group.name.as_str());
+    let groups = groups.chain([MAIN_GROUP]);
+    global.extend(groups.map(|group| ("storage.k8s.io/v1", "StorageClass", layout.local_class(group))));
+    for (api, kind, name) in global {
         let object = Object::global(layout, api, kind, &name, "");
         if apply::is_ours(context, &object, layout).await? {
             apply::delete(context, &object).await?;
@@ -88,6 +92,11 @@ async fn erase(context: &Context, layout: &Layout) -> Result<(), kube::Error> {
     let namespace = &layout.namespace;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(context.client.clone(), namespace);
     claims.delete_collection(&DeleteParams::default(), &ours).await?;
+    // What is on the machines' disks stays there: who made them decides about it.
+    let disks = format!("{LABEL_CLUSTER}={},{LABEL_CLUSTER_NAMESPACE}={namespace}", layout.name);
+    let disks = ListParams::default().labels(&disks);
+    let volumes: Api<PersistentVolume> = Api::all(context.client.clone());
+    volumes.delete_collection(&DeleteParams::default(), &disks).await?;
     for name in [layout.nodes_tls(), layout.authority()] {
         let secrets: Api<Secret> = Api::namespaced(context.client.clone(), namespace);
         ignore_missing(secrets.delete(&name, &DeleteParams::default()).await.map(|_| ()))?;

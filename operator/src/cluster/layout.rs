@@ -44,7 +44,22 @@ impl Layout {
     }
 
     pub fn claim(&self, group: &str, ordinal: i32) -> String {
-        format!("{CLAIM}-{}", self.pod(group, ordinal))
+        self.claim_of(&self.pod(group, ordinal))
+    }
+
+    /// StorageClass of the machines' disks of a group; names of PersistentVolumes begin with it.
+    pub fn local_class(&self, group: &str) -> String {
+        format!("{}.{}.{group}", self.namespace, self.name)
+    }
+
+    /// Of a machine: the files of a storage node beside its device.
+    pub fn records_dir(&self, group: &str) -> String {
+        format!("{}/{group}", self.state_dir())
+    }
+
+    /// Of a pod by its name.
+    pub fn claim_of(&self, pod: &str) -> String {
+        format!("{CLAIM}-{pod}")
     }
 
     pub fn nodes_service(&self) -> String {

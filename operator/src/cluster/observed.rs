@@ -18,6 +18,8 @@ pub struct Observed {
     pub others: Vec<(String, String, Pod)>,
     /// Pods that the StatefulSet of each group is to have.
     pub replicas: BTreeMap<String, i32>,
+    /// Machines, where a group keeps its bytes on their own disks.
+    pub machines: Vec<Machine>,
     /// When a person last asked for new pods, by group or component.
     pub restarted: BTreeMap<String, String>,
     /// Claims, by name.
@@ -32,6 +34,13 @@ pub struct Observed {
     pub catalogue: Option<Result<Catalogue, String>>,
     /// Workloads that bring volumes to pods, and what each waits for; empty: all are there.
     pub csi_waits: Vec<String>,
+}
+
+/// A machine by its Kubernetes name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    pub name: String,
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A storage node's pod.
@@ -59,6 +68,12 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
+    /// Identities of nodes that were removed for good.
+    pub fn retired(&self) -> BTreeSet<NodeId> {
+        let removed = self.nodes.iter().filter(|node| node.state() == v1::NodeState::Removed);
+        removed.filter_map(|node| node.node_id.parse().ok()).collect()
+    }
+
     pub fn node(&self, name: &str) -> Option<&v1::ClusterNode> {
         self.nodes.iter().find(|node| node.name == name && node.state() != v1::NodeState::Removed)
     }
@@ -71,6 +86,7 @@ pub fn node_state(node: &v1::ClusterNode) -> &'static str {
         v1::NodeState::Draining => "Draining",
         v1::NodeState::Removing => "Removing",
         v1::NodeState::Removed => "Removed",
+        v1::NodeState::Away => "Away",
         v1::NodeState::Unspecified => "Unknown",
     }
 }

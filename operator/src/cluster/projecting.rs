@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
-use holdfast_crds::names::LABEL_CLUSTER;
+use holdfast_crds::names::{LABEL_CLUSTER, condition};
 use holdfast_crds::{StorageDisk, StorageNode};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -59,6 +59,9 @@ impl Shown for StorageDisk {
     }
 }
 
+/// Since when nodes are not connected, by name: their objects remember it.
+pub type GoneSince = BTreeMap<String, Timestamp>;
+
 /// # Errors
 /// The API server's refusal.
 pub async fn project(
@@ -66,13 +69,20 @@ pub async fn project(
     cluster: &ValidCluster,
     observed: &Observed,
     catalogue: &Catalogue,
-) -> Result<(), kube::Error> {
+) -> Result<GoneSince, kube::Error> {
     let layout = &cluster.layout;
-    write(context, cluster, nodes(layout, &cluster.uid, observed, catalogue)).await?;
-    write(context, cluster, disks(layout, &cluster.uid, catalogue)).await
+    let gone = write(context, cluster, nodes(layout, &cluster.uid, observed, catalogue)).await?;
+    write(context, cluster, disks(layout, &cluster.uid, catalogue)).await?;
+    Ok(gone)
 }
 
-async fn write<T: Shown>(context: &Context, cluster: &ValidCluster, all: Vec<Projected<T>>) -> Result<(), kube::Error> {
+/// Tells since when which of them are not ready.
+async fn write<T: Shown>(
+    context: &Context,
+    cluster: &ValidCluster,
+    all: Vec<Projected<T>>,
+) -> Result<GoneSince, kube::Error> {
+    let mut gone = GoneSince::new();
     let layout = &cluster.layout;
     let api: Api<T> = Api::namespaced(context.client.clone(), &layout.namespace);
     let ours = ListParams::default().labels(&format!("{LABEL_CLUSTER}={}", layout.name));
@@ -82,7 +92,10 @@ async fn write<T: Shown>(context: &Context, cluster: &ValidCluster, all: Vec<Pro
         let name = object.name_any();
         let before = known.remove(&name);
         let former = before.as_ref().map(Shown::conditions).unwrap_or_default();
-        object.set_conditions(conditions.merge(&former, None, Timestamp::now()));
+        let merged = conditions.merge(&former, None, Timestamp::now());
+        let ready = merged.iter().find(|found| found.type_ == condition::READY && found.status != "True");
+        gone.extend(ready.map(|ready| (name.clone(), ready.last_transition_time.0)));
+        object.set_conditions(merged);
         if before.as_ref().is_some_and(|before| before.shows_the_same(&object)) {
             continue;
         }
@@ -104,5 +117,5 @@ async fn write<T: Shown>(context: &Context, cluster: &ValidCluster, all: Vec<Pro
             _ => {}
         }
     }
-    Ok(())
+    Ok(gone)
 }

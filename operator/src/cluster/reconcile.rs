@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use holdfast_api::v1::NodeState;
 use holdfast_crds::names::{CLUSTER_FINALIZER, condition};
 use holdfast_crds::{ClusterRef, StorageCluster, StorageClusterStatus, StorageNode, Volume};
 use holdfast_id::{ClusterId, NodeId, ReplicaId};
@@ -16,15 +17,17 @@ use kube::runtime::reflector::Store;
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::json;
 
+use super::authority;
 use super::build::{self, Inputs};
 use super::certificates::{self, CertificateError, Files, Issued, Stored};
 use super::founding::{self, Founder, Record, Said, Step};
 use super::layout::Layout;
+use super::loss::{self, Verdict};
 use super::observed::Observed;
 use super::scale;
 use super::status::{self, Csi};
-use super::validate::{ValidCluster, validate};
-use super::{LOOK_EVERY, changing, ending, files, projecting, storage, update, workloads};
+use super::validate::{self, ValidCluster, validate};
+use super::{LOOK_EVERY, changing, ending, files, projecting, storage, update, version, workloads};
 use crate::conditions::Conditions;
 use crate::context::{Context, FIELD_MANAGER, Running};
 use crate::metrics::Metrics;
@@ -33,6 +36,8 @@ use crate::{apply, conditions};
 
 /// While a cluster is being made, somebody waits for it.
 const SOON: Duration = Duration::from_millis(500);
+/// What a person has to mend.
+const AGAIN: Duration = Duration::from_secs(30);
 /// While it is not as asked for.
 const UNREADY: Duration = Duration::from_secs(2);
 const RECORD_FILE: &str = "founding.json";
@@ -91,14 +96,19 @@ pub async fn reconcile(cluster: Arc<StorageCluster>, looker: Arc<Looker>) -> Res
         ending::finalize(context, &cluster, true).await?;
         return Ok(Action::await_change());
     }
-    let valid = match validate(&cluster) {
+    let others = looker.clusters.state();
+    let valid = match validate(&cluster).and_then(|valid| match validate::taken(&cluster, &others) {
+        None => Ok(valid),
+        Some(problem) => Err(vec![problem]),
+    }) {
         Ok(valid) => valid,
         Err(problems) => {
             let mut conditions = Conditions::default();
             status::invalid(&problems, &mut conditions);
             let status = StorageClusterStatus { phase: Some("Stalled".into()), ..before(&cluster) };
             write(context, &cluster, status, &conditions).await?;
-            return Ok(Action::await_change());
+            // What stands against it may go without a change of this object.
+            return Ok(Action::requeue(AGAIN));
         }
     };
     look(&looker, &cluster, &valid).await
@@ -118,44 +128,57 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     // Before the catalogue: an object that is missing here and whose volume is still there has to be made.
     let objects: BTreeSet<String> = looker.volumes.state().iter().map(|volume| volume.name_any()).collect();
 
-    let mut observed = workloads::observe(context, layout).await?;
+    let mut observed = workloads::observe(context, valid).await?;
     let (record, mut members) = read_record(context, valid, &observed).await?;
     for (group, count) in &observed.replicas {
         members.extend((0..*count).map(|ordinal| layout.pod(group, ordinal)));
     }
     let members: Vec<String> = members.into_iter().collect();
-    let issued = certify(context, cluster, valid, &members).await?;
+    let issued = certify(context, cluster, valid, &members, &observed).await?;
     observed.node_ids = issued.node_ids.clone();
     let running = run(context, valid, &members, &observed, &issued)?;
     if record.is_some() {
         observed.catalogue = Some(storage::catalogue(&running.client).await.map_err(|error| error.to_string()));
     }
     let catalogue = observed.catalogue.as_ref().and_then(|catalogue| catalogue.as_ref().ok());
-    let plan = scale::plan(valid, &observed.replicas, &observed.claims, &workloads::names(&observed.pods), catalogue);
+    let plan = scale::plan(valid, &observed, catalogue);
+
+    let expected: Vec<String> = valid.members().into_iter().map(|(name, _)| name).collect();
+    let asked = founding::asked(&expected, record.as_ref());
+    ask(context, &name, &running, layout, &asked, record.as_ref(), &mut observed).await;
+    let image = valid.image.as_deref().unwrap_or(&context.settings.image);
+    let jump = version::obstacle(&observed.versions, image);
 
     let with_csi = csi(looker, cluster);
     let inputs = Inputs {
         cluster: valid,
         settings: &context.settings,
         replicas: &plan.replicas,
+        machines: &observed.machines,
         with_csi: with_csi == Csi::Here,
         trust_pem: &issued.ca_pem,
     };
     let objects_wanted = build::build(&inputs);
-    for object in &objects_wanted {
+    for object in objects_wanted.iter().filter(|object| jump.is_none() || !object.runs_pods()) {
         apply::apply(context, object).await?;
     }
-
-    let expected: Vec<String> = valid.members().into_iter().map(|(name, _)| name).collect();
-    let asked = founding::asked(&expected, record.as_ref());
-    ask(context, &name, &running, layout, &asked, record.as_ref(), &mut observed).await;
     let step = founding::next(&expected, &observed.said, record.as_ref());
     observed.cluster_id = record.as_ref().map(|record| record.cluster_id.clone());
     observed.founding = Some(step.clone());
     let failure = take(context, valid, &running, record, &step, &observed).await?;
 
+    let mut loss = Verdict::default();
     if let Some(Ok(catalogue)) = &observed.catalogue {
-        projecting::project(context, valid, &observed, catalogue).await?;
+        let gone = projecting::project(context, valid, &observed, catalogue).await?;
+        let looking = looking_since(context, cluster);
+        loss = loss::judge(catalogue, &gone, looking, valid.node_loss_timeout, Timestamp::now());
+        if let Some(node) = &loss.away {
+            match storage::set_node_state(&running.client, node, NodeState::Away).await {
+                Ok(()) => tracing::warn!(node, "it has been gone for too long: its copies are made again elsewhere"),
+                Err(error) => loss.held = Some(format!("{node} has been gone for too long: {error}")),
+            }
+        }
+        context.shared().retired.insert(name.clone(), catalogue.retired());
         adopt::adopt(context, &name, &adopt::missing(&objects, &catalogue.volumes)).await?;
         let volumes = u64::try_from(catalogue.volumes.len()).unwrap_or(u64::MAX);
         context.metrics.volumes.store(volumes, std::sync::atomic::Ordering::Relaxed);
@@ -169,6 +192,9 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     if let Some(why) = failure {
         conditions.reconciling("MemberRefused", why);
     }
+    if let Some(held) = loss.held {
+        conditions.set(condition::DEGRADED, true, "TooManyGone", held);
+    }
     let templates = build::templates(&objects_wanted, &observed.restarted);
     let looked = update::Looked {
         cluster: valid,
@@ -176,7 +202,13 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
         catalogue: observed.catalogue.as_ref().and_then(|catalogue| catalogue.as_ref().ok()),
         templates: &templates,
     };
-    changing::advance(context, &running.client, &plan, &looked, &mut conditions).await?;
+    match jump {
+        Some(jump) => {
+            conditions.stalled("UnsupportedVersion", jump);
+            now.phase = Some("Stalled".to_owned());
+        }
+        None => changing::advance(context, &running.client, &plan, &looked, &mut conditions).await?,
+    }
     if now.phase.as_deref() == Some("Ready") && conditions.holds(condition::RECONCILING) {
         now.phase = Some("Updating".to_owned());
     }
@@ -188,6 +220,13 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
         Step::Settled { .. } | Step::Stuck { .. } => LOOK_EVERY,
         _ => SOON,
     }))
+}
+
+/// Since when this process looks at a metadata plane that answers. Of one that did not answer before, since now.
+fn looking_since(context: &Context, cluster: &StorageCluster) -> Timestamp {
+    let conditions = cluster.status.iter().flat_map(|status| &status.conditions);
+    let mut available = conditions.filter(|found| found.type_ == condition::AVAILABLE && found.status == "True");
+    available.next().map_or_else(Timestamp::now, |found| found.last_transition_time.0.max(context.started))
 }
 
 /// The record of the founding, and all who have or may have a certificate.
@@ -214,14 +253,16 @@ async fn certify(
     cluster: &StorageCluster,
     valid: &ValidCluster,
     members: &[String],
+    observed: &Observed,
 ) -> Result<Issued, ClusterError> {
     let layout = &valid.layout;
     let now = SystemTime::now();
     let read = |name: String| async move { files::read_secret(context, &layout.namespace, &name).await };
-    let authority = match read(layout.authority()).await? {
+    let bearer = format!("holdfast {}/{}", layout.namespace, layout.name);
+    let known = match read(layout.authority()).await? {
         Some(authority) => authority,
         None => {
-            let fresh = certificates::new_authority(&format!("holdfast {}/{}", layout.namespace, layout.name), now)?;
+            let fresh = authority::found(&bearer, now)?;
             match files::create_secret(context, layout, &layout.authority(), &fresh).await {
                 Ok(()) => fresh,
                 // Somebody was faster: theirs counts.
@@ -230,6 +271,11 @@ async fn certify(
             }
         }
     };
+    let authority = authority::advance(&known, &bearer, valid.certificate_days, now)?;
+    if authority != known {
+        files::apply_secret(context, layout, None, &layout.authority(), &authority).await?;
+        tracing::info!(cluster = layout.name, "another authority is on its way: see the Secret {}", layout.authority());
+    }
     let stored = Stored {
         authority,
         nodes: read(layout.nodes_tls()).await?.unwrap_or_default(),
@@ -237,7 +283,14 @@ async fn certify(
     };
     let known = if stored.nodes.is_empty() { remembered(context, layout).await? } else { BTreeMap::new() };
     let admin = context.shared().admins.get(&layout.cluster_ref()).cloned();
-    let issued = certificates::issue(&stored, members, &known, admin, valid.certificate_days, now)?;
+    let retired = context.shared().retired.get(&layout.cluster_ref()).cloned().unwrap_or_default();
+    let forgotten: BTreeSet<String> = members
+        .iter()
+        .filter(|member| certificates::stored_id(&stored.nodes, member).is_some_and(|id| retired.contains(&id)))
+        .filter(|member| !observed.pods.contains_key(*member) && !observed.claims.contains(&layout.claim_of(member)))
+        .cloned()
+        .collect();
+    let issued = certificates::issue(&stored, members, &known, &forgotten, admin, valid.certificate_days, now)?;
     if issued.nodes != stored.nodes {
         files::apply_secret(context, layout, None, &layout.nodes_tls(), &issued.nodes).await?;
     }

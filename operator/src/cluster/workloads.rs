@@ -1,17 +1,18 @@
 //! What the API server says of a cluster's workloads: pods, StatefulSets, claims, the CSI processes. I/O and reading.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use holdfast_crds::names::{LABEL_CLUSTER, LABEL_GROUP};
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod as KubePod};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod as KubePod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::ResourceExt as _;
 use kube::api::{Api, ListParams};
 
 use super::build::{RESTARTED_ANNOTATION, TEMPLATE_LABEL, made_from};
 use super::layout::Layout;
-use super::observed::{Observed, Pod};
+use super::observed::{Machine, Observed, Pod};
+use super::validate::ValidCluster;
 use crate::context::Context;
 
 /// Pods of one cluster: its members, and three on every machine.
@@ -22,8 +23,16 @@ const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 ///
 /// # Errors
 /// The API server's refusal.
-pub async fn observe(context: &Context, layout: &Layout) -> Result<Observed, kube::Error> {
+pub async fn observe(context: &Context, cluster: &ValidCluster) -> Result<Observed, kube::Error> {
+    let layout = &cluster.layout;
     let mut observed = Observed::default();
+    if cluster.groups.iter().any(|group| group.disk.is_local()) {
+        // From the API server's cache: a machine that comes is seen a little later.
+        let nodes = Api::<Node>::all(context.client.clone()).list(&ListParams::default().match_any()).await?;
+        let machine = |node: Node| Machine { name: node.name_any(), labels: node.labels().clone() };
+        observed.machines = nodes.items.into_iter().map(machine).collect();
+        observed.machines.sort_by(|a, b| a.name.cmp(&b.name));
+    }
     let all = ListParams::default().labels(&format!("{LABEL_CLUSTER}={}", layout.name)).limit(PODS_MAX);
     for pod in Api::<KubePod>::namespaced(context.client.clone(), &layout.namespace).list(&all).await? {
         let component = pod.labels().get("app.kubernetes.io/component").cloned().unwrap_or_default();
@@ -69,7 +78,8 @@ fn read(pod: &KubePod) -> Pod {
         let waiting = container.state.as_ref()?.waiting.as_ref()?;
         let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref());
         let reason = waiting.reason.clone().unwrap_or_default();
-        let why = waiting.message.clone().or_else(|| ended?.message.clone()).unwrap_or_default();
+        // What it said at its end explains more than that it is started again later.
+        let why = ended.and_then(|ended| ended.message.clone()).or_else(|| waiting.message.clone()).unwrap_or_default();
         Some(format!("its container {} waits: {reason} {why}", container.name).trim_end().to_owned())
     });
     let unscheduled = condition("PodScheduled").filter(|condition| condition.status == "False");
@@ -126,9 +136,4 @@ async fn csi_waits(context: &Context, layout: &Layout, daemons: &[DaemonSet]) ->
     }
     waits.extend(missing.into_iter().map(|name| format!("{name}: not made yet")));
     Ok(waits)
-}
-
-/// Names of pods, for those who plan.
-pub fn names(pods: &BTreeMap<String, Pod>) -> BTreeSet<String> {
-    pods.keys().cloned().collect()
 }

@@ -140,6 +140,9 @@ fn judge(seen: &Seen, deleting: bool, conditions: &mut Conditions) {
     if let Some((reason, message)) = &seen.unreachable {
         // Nothing was learnt about the volume: it may serve as well as before.
         conditions.unknown(condition::READY, reason, message.clone());
+        if deleting {
+            conditions.set(condition::DELETION_BLOCKED, true, reason, message.clone());
+        }
         return conditions.set(condition::RECONCILING, true, reason, message.clone());
     }
     if let Some((code, message)) = &seen.refused {
@@ -283,5 +286,7 @@ mod tests {
         let status = of(&asked, &seen);
         assert_eq!(status.state.as_deref(), Some("Deleting"));
         assert_eq!(condition(&status, "DeletionBlocked"), Some(("True", "Attached")));
+        let silent = Seen { unreachable: Some(("ClusterNotReady", "it is not there".into())), ..Seen::default() };
+        assert_eq!(condition(&of(&asked, &silent), "DeletionBlocked"), Some(("True", "ClusterNotReady")));
     }
 }

@@ -69,6 +69,8 @@ pub enum NodeState {
     Removing,
     /// Holds nothing and never comes back under this identifier.
     Removed,
+    /// Gone for so long that what it holds is made again elsewhere; `Active` as soon as it is back.
+    Away,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -385,7 +387,7 @@ impl Catalogue {
         let disk = place.disk.and_then(|disk| self.disks.get(&disk));
         let node = self.nodes.get(&place.node);
         disk.is_some_and(|disk| disk.state != DiskState::Active)
-            || node.is_some_and(|node| matches!(node.state, NodeState::Removing | NodeState::Removed))
+            || node.is_some_and(|node| !matches!(node.state, NodeState::Active | NodeState::Draining))
     }
 
     pub fn nodes(&self) -> &BTreeMap<NodeId, Node> {

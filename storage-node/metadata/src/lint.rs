@@ -36,7 +36,7 @@ pub enum Finding {
     DiskElsewhere { disk: DiskId, node: String },
     #[error("disk {disk} of node {node} has failed")]
     DiskFailed { disk: DiskId, node: String },
-    #[error("node {node} takes no new copies: it is draining or removed")]
+    #[error("node {node} takes no new copies: it is draining, away or removed")]
     NodeNotActive { node: String },
     #[error("node {node} has {} free for new volumes, the copy needs {}", Bytes(*.placeable_bytes), BytesUp(*.needed_bytes))]
     NoRoom { node: String, needed_bytes: u64, placeable_bytes: u64 },

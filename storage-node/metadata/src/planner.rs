@@ -59,6 +59,7 @@ pub struct NodeShortfall {
 pub enum Shortfall {
     Draining,
     Removing,
+    Away,
     NoDisk,
     DiskFailed,
     /// Its disk is being removed.
@@ -83,6 +84,7 @@ impl fmt::Display for NodeShortfall {
         match &self.why {
             Shortfall::Draining => f.write_str("draining"),
             Shortfall::Removing => f.write_str("being removed"),
+            Shortfall::Away => f.write_str("away"),
             Shortfall::DiskRemoving => f.write_str("its disk is being removed"),
             Shortfall::NoZone => f.write_str("has no zone"),
             Shortfall::ZoneHoldsCopy => f.write_str("its zone has another copy"),
@@ -297,6 +299,7 @@ pub fn candidates(catalogue: &Catalogue, size_bytes: u64) -> (Vec<Candidate<'_>>
             (NodeState::Removed, _) => continue,
             (NodeState::Draining, _) => Shortfall::Draining,
             (NodeState::Removing, _) => Shortfall::Removing,
+            (NodeState::Away, _) => Shortfall::Away,
             (NodeState::Active, Some(candidate)) if candidate.placeable_bytes >= size_bytes => {
                 candidates.push(candidate);
                 continue;

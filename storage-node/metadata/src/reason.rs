@@ -129,6 +129,9 @@ pub fn explain_nodes(catalogue: &Catalogue) -> Vec<Reason> {
             let (code, action) = match node.why {
                 Shortfall::Draining => ("Draining", "set the node active to use it again"),
                 Shortfall::Removing => ("Removing", "wait: what it holds is being moved"),
+                Shortfall::Away => {
+                    ("Away", "start it, or mend its network; if it is lost for ever: holdfast node replace")
+                }
                 Shortfall::DiskRemoving => ("DiskRemoving", "wait: what it holds is being moved"),
                 Shortfall::NoZone | Shortfall::ZoneHoldsCopy | Shortfall::HoldsCopy | Shortfall::HoldsFormerCopy => {
                     ("NoSpace", "add nodes")

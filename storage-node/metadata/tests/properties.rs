@@ -133,6 +133,7 @@ fn command(catalogue: &Catalogue, step: &Step, count: u64) -> Option<Command> {
             let state = match state {
                 0 => NodeState::Removed,
                 3 => NodeState::Removing,
+                4 => NodeState::Away,
                 1 | 2 => NodeState::Draining,
                 _ => NodeState::Active,
             };

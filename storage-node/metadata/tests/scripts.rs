@@ -175,6 +175,7 @@ impl Script {
                     "draining" => NodeState::Draining,
                     "removing" => NodeState::Removing,
                     "removed" => NodeState::Removed,
+                    "away" => NodeState::Away,
                     other => panic!("{other}"),
                 };
                 let node = self.node(&name);

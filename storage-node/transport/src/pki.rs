@@ -207,6 +207,7 @@ impl Identity {
 /// The issuer of a cluster's certificates: its own certificate and private key.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
+    validity: Validity,
     certificate_pem: String,
     key_pem: String,
 }
@@ -220,7 +221,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key).map_err(issue_error)?;
         let (certificate_pem, key_pem) = (certificate.pem(), key.serialize_pem());
-        Ok(Authority { issuer: Issuer::new(params, key), certificate_pem, key_pem })
+        Ok(Authority { issuer: Issuer::new(params, key), validity, certificate_pem, key_pem })
     }
 
     pub fn from_pem(certificate_pem: &str, key_pem: &str) -> Result<Authority, PkiError> {
@@ -232,9 +233,10 @@ impl Authority {
         if parsed.public_key().subject_public_key.data != key.der_bytes() {
             return Err(PkiError::KeyMismatch);
         }
+        let validity = validity_of(&parsed);
         let issuer =
             Issuer::from_ca_cert_der(own, key).map_err(|error| PkiError::Malformed { detail: error.to_string() })?;
-        Ok(Authority { issuer, certificate_pem: certificate_pem.to_owned(), key_pem: key_pem.to_owned() })
+        Ok(Authority { issuer, validity, certificate_pem: certificate_pem.to_owned(), key_pem: key_pem.to_owned() })
     }
 
     pub fn load(certificate: &Path, key: &Path) -> Result<Authority, PkiError> {
@@ -245,6 +247,10 @@ impl Authority {
     pub fn save(&self, certificate: &Path, key: &Path) -> Result<(), PkiError> {
         write(key, &self.key_pem, 0o600)?;
         write(certificate, &self.certificate_pem, 0o644)
+    }
+
+    pub fn validity(&self) -> Validity {
+        self.validity
     }
 
     /// What those who trust this authority put into their roots.

@@ -143,7 +143,14 @@ const LAYERS: [Layer; 28] = [
     Layer { name: "holdfast-crds", knows: &[], kind: Kind::Rim },
     Layer {
         name: "holdfast-operator",
-        knows: &["holdfast-api", "holdfast-cluster-client", "holdfast-crds", "holdfast-id", "holdfast-transport"],
+        knows: &[
+            "holdfast-api",
+            "holdfast-cluster-client",
+            "holdfast-crds",
+            "holdfast-http",
+            "holdfast-id",
+            "holdfast-transport",
+        ],
         kind: Kind::Rim,
     },
     Layer {

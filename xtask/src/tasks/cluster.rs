@@ -185,6 +185,11 @@ impl Offline {
     }
 }
 
+/// Programs of Kubernetes that `e2e/offline` has built, where it has.
+pub fn programs(workspace: &Workspace) -> Option<PathBuf> {
+    Offline::names(workspace).ok().map(|offline| offline.programs).filter(|folder| folder.join("complete").exists())
+}
+
 /// Whether ordinary kind will do: its programs are installed and a registry answers.
 fn has_registry() -> bool {
     let path = env::var_os("PATH").unwrap_or_default();

@@ -7,13 +7,14 @@
 //! (`needs_root`, `needs_fuse`); a tier that this machine cannot run is left out and named, never silently passed.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 
 use anyhow::Result;
 
 use crate::checks::manifests::PLANTED;
-use crate::run::Step;
+use crate::run::{Step, path_with_programs};
 use crate::workspace::Workspace;
 
 /// Tests that need something of the machine.
@@ -21,13 +22,14 @@ struct Tier {
     /// What a test's path contains.
     name: &'static str,
     /// Why this machine cannot run it; `None` if it can.
-    obstacle: fn() -> Option<String>,
+    obstacle: fn(&Workspace) -> Option<String>,
 }
 
-const TIERS: [Tier; 3] = [
-    Tier { name: "needs_root", obstacle: not_root },
-    Tier { name: "needs_fuse", obstacle: no_fuse },
-    Tier { name: "needs_postgres", obstacle: no_postgres },
+const TIERS: [Tier; 4] = [
+    Tier { name: "needs_root", obstacle: |_| not_root() },
+    Tier { name: "needs_fuse", obstacle: |_| no_fuse() },
+    Tier { name: "needs_postgres", obstacle: |_| no_postgres() },
+    Tier { name: "needs_apiserver", obstacle: no_apiserver },
 ];
 
 /// Two to four minutes on two processors.
@@ -42,12 +44,12 @@ pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
             .run()?;
         planted(workspace)?;
         arguments.push("--workspace".into());
-        if let Some(filter) = leave_out(&TIERS) {
+        if let Some(filter) = leave_out(workspace, &TIERS) {
             arguments.extend(["--filterset".into(), filter.into()]);
         }
     }
     arguments.extend(nextest.iter().cloned());
-    Step::cargo(workspace, "tests", &arguments).run()?;
+    Step::cargo(workspace, "tests", &arguments).env("PATH", path_with_programs(workspace)).run()?;
     if nextest.is_empty() { seeds(workspace) } else { Ok(()) }
 }
 
@@ -86,10 +88,10 @@ fn planted(workspace: &Workspace) -> Result<()> {
 
 /// Names the tiers this machine cannot run, and returns the runner's filter for all other tests. One filter for all
 /// of them, because the runner takes the union of several.
-fn leave_out(tiers: &[Tier]) -> Option<String> {
+fn leave_out(workspace: &Workspace, tiers: &[Tier]) -> Option<String> {
     let mut impossible = Vec::new();
     for tier in tiers {
-        if let Some(obstacle) = (tier.obstacle)() {
+        if let Some(obstacle) = (tier.obstacle)(workspace) {
             eprintln!("== skipped tests: {}: {obstacle}", tier.name);
             impossible.push(format!("test(/{}/)", tier.name));
         }
@@ -108,6 +110,17 @@ fn not_root() -> Option<String> {
 /// The second number of the `Uid:` line of proc(5): real, effective, saved, file system.
 fn effective_user(status: &str) -> Option<u32> {
     status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// A control plane of processes; and root, for a mount of the tests' own.
+fn no_apiserver(workspace: &Workspace) -> Option<String> {
+    let path = path_with_programs(workspace);
+    let there = |program: &str| env::split_paths(&path).any(|folder| folder.join(program).is_file());
+    let missing: Vec<&str> = ["etcd", "kube-apiserver", "kubectl", "helm", "unshare"]
+        .into_iter()
+        .filter(|program| !there(program))
+        .collect();
+    if missing.is_empty() { not_root() } else { Some(format!("not in PATH: {}", missing.join(", "))) }
 }
 
 fn no_fuse() -> Option<String> {
@@ -137,11 +150,15 @@ mod tests {
 
     #[test]
     fn tiers_with_an_obstacle_are_left_out_together() {
-        let possible = || Tier { name: "needs_nothing", obstacle: || None };
-        let impossible = |name| Tier { name, obstacle: || Some("absent".to_owned()) };
-        assert_eq!(leave_out(&[possible()]), None);
-        assert_eq!(leave_out(&[impossible("needs_a"), possible()]), Some("not (test(/needs_a/))".to_owned()));
+        let workspace = Workspace::load().unwrap();
+        let possible = || Tier { name: "needs_nothing", obstacle: |_| None };
+        let impossible = |name| Tier { name, obstacle: |_| Some("absent".to_owned()) };
+        assert_eq!(leave_out(&workspace, &[possible()]), None);
+        assert_eq!(
+            leave_out(&workspace, &[impossible("needs_a"), possible()]),
+            Some("not (test(/needs_a/))".to_owned())
+        );
         let both = Some("not (test(/needs_a/) | test(/needs_b/))".to_owned());
-        assert_eq!(leave_out(&[impossible("needs_a"), possible(), impossible("needs_b")]), both);
+        assert_eq!(leave_out(&workspace, &[impossible("needs_a"), possible(), impossible("needs_b")]), both);
     }
 }

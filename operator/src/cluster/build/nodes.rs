@@ -7,21 +7,28 @@
 
 use serde_json::{Value, json};
 
-use super::{Inputs, merge, probe, with_template_label};
+use super::machines::host_path;
+use super::{Inputs, local, merge, probe, with_template_label};
 use crate::cluster::layout::{API_PORT, CLAIM, DATA_DIR, NODE_HTTP_PORT, PEER_PORT};
 use crate::cluster::validate::{Disk, Group};
 use crate::object::{Object, labels, selector};
 use holdfast_crds::names::LABEL_GROUP;
 
 const COMPONENT: &str = "storage-node";
+/// Where a device of the machine is in its pod.
+const DEVICE: &str = "/dev/holdfast";
 /// A node that is told to end hands over its leaders and closes its disk within seconds.
 const GRACE_SECONDS: u32 = 60;
+/// Of ten seconds each. A node reads its log back before it serves anything: that is as long as its disk is slow, and to
+/// begin again would take as long again.
+const START_FAILURES_MAX: u32 = 360;
 
 pub(super) fn build(inputs: &Inputs<'_>) -> Vec<Object> {
     let mut objects = vec![inputs.service_account("nodes"), trust(inputs), service(inputs)];
     if inputs.cluster.manage_budget {
         objects.push(budget(inputs));
     }
+    objects.extend(inputs.cluster.groups.iter().flat_map(|group| local::build(inputs, group)));
     objects.extend(inputs.cluster.groups.iter().map(|group| stateful_set(inputs, group)));
     objects
 }
@@ -71,13 +78,21 @@ fn stateful_set(inputs: &Inputs<'_>, group: &Group) -> Object {
                 "metadata": { "labels": pod_labels },
                 "spec": pod(inputs, group),
             })),
-            "volumeClaimTemplates": [claim(group)],
+            "volumeClaimTemplates": [claim(inputs, group)],
         }),
     )
 }
 
 fn pod(inputs: &Inputs<'_>, group: &Group) -> Value {
     let layout = inputs.layout();
+    let mut volumes = vec![
+        json!({ "name": "tls", "secret": { "secretName": layout.nodes_tls(), "defaultMode": 0o400 } }),
+        host_path("sockets", &format!("{}/nodes", layout.run_dir()), "DirectoryOrCreate"),
+    ];
+    if let Disk::Device { .. } = group.disk {
+        // Beside a device there is no file system of its own for the few files of a node; it never leaves the machine.
+        volumes.push(host_path("data", &layout.records_dir(&group.name), "DirectoryOrCreate"));
+    }
     json!({
         "serviceAccountName": layout.part("nodes"),
         "automountServiceAccountToken": false,
@@ -101,26 +116,23 @@ fn pod(inputs: &Inputs<'_>, group: &Group) -> Value {
             "labelSelector": { "matchLabels": selector(layout, COMPONENT) },
         }],
         "containers": [container(inputs, group)],
-        "volumes": [
-            { "name": "tls", "secret": { "secretName": layout.nodes_tls(), "defaultMode": 0o400 } },
-            {
-                "name": "sockets",
-                "hostPath": { "path": format!("{}/nodes", layout.run_dir()), "type": "DirectoryOrCreate" },
-            },
-        ],
+        "volumes": volumes,
     })
 }
 
 fn container(inputs: &Inputs<'_>, group: &Group) -> Value {
     let layout = inputs.layout();
     let host = layout.host_of("$(POD_NAME)");
-    let Disk::Claim { file_bytes, .. } = group.disk;
+    let device = match group.disk {
+        Disk::Claim { .. } | Disk::Folder { .. } => format!("{DATA_DIR}/disk"),
+        Disk::Device { .. } => DEVICE.to_owned(),
+    };
     let arguments = [
         "storage-node".to_owned(),
         "--name=$(POD_NAME)".to_owned(),
         format!("--dir={DATA_DIR}"),
-        format!("--device={DATA_DIR}/disk"),
-        format!("--disk-size={file_bytes}"),
+        format!("--device={device}"),
+        format!("--disk-size={}", group.disk.file_bytes()),
         format!("--listen=0.0.0.0:{PEER_PORT}"),
         format!("--advertise={host}:{PEER_PORT}"),
         format!("--api=0.0.0.0:{API_PORT}"),
@@ -138,6 +150,7 @@ fn container(inputs: &Inputs<'_>, group: &Group) -> Value {
         }),
     };
     let port = |name: &str, port: u16| json!({ "name": name, "containerPort": port, "protocol": "TCP" });
+    let is_device = matches!(group.disk, Disk::Device { .. });
     let mut container = merge(
         inputs.container(COMPONENT, &["/usr/bin/holdfast"], &arguments),
         json!({
@@ -146,6 +159,7 @@ fn container(inputs: &Inputs<'_>, group: &Group) -> Value {
                 zone,
             ],
             "ports": [port("peer", PEER_PORT), port("api", API_PORT), port("http", NODE_HTTP_PORT)],
+            "startupProbe": probe(NODE_HTTP_PORT, START_FAILURES_MAX),
             "livenessProbe": probe(NODE_HTTP_PORT, 6),
             "readinessProbe": probe(NODE_HTTP_PORT, 3),
             "securityContext": {
@@ -155,27 +169,33 @@ fn container(inputs: &Inputs<'_>, group: &Group) -> Value {
                 "capabilities": { "drop": ["ALL"] },
             },
             "volumeMounts": [
-                { "name": CLAIM, "mountPath": DATA_DIR },
+                { "name": if is_device { "data" } else { CLAIM }, "mountPath": DATA_DIR },
                 { "name": "tls", "mountPath": "/etc/holdfast/tls", "readOnly": true },
                 { "name": "sockets", "mountPath": format!("{}/nodes", layout.run_dir()) },
             ],
         }),
     );
+    if is_device {
+        container["volumeDevices"] = json!([{ "name": CLAIM, "devicePath": DEVICE }]);
+    }
     if let Some(resources) = &group.resources {
         container["resources"] = serde_json::to_value(resources).expect("resources have string keys");
     }
     container
 }
 
-fn claim(group: &Group) -> Value {
-    let Disk::Claim { storage_class, claim_bytes, .. } = &group.disk;
+fn claim(inputs: &Inputs<'_>, group: &Group) -> Value {
+    let class = match &group.disk {
+        Disk::Claim { storage_class, .. } => storage_class.clone(),
+        Disk::Folder { .. } | Disk::Device { .. } => Some(inputs.layout().local_class(&group.name)),
+    };
     let mut spec = json!({
         "accessModes": ["ReadWriteOnce"],
-        "resources": { "requests": { "storage": holdfast_crds::quantity::exact(*claim_bytes).0 } },
+        "resources": { "requests": { "storage": holdfast_crds::quantity::exact(group.disk.claim_bytes()).0 } },
         // As the API server fills it in: it compares templates, which cannot be changed.
-        "volumeMode": "Filesystem",
+        "volumeMode": group.disk.volume_mode(),
     });
-    if let Some(class) = storage_class {
+    if let Some(class) = class {
         spec["storageClassName"] = json!(class);
     }
     // The same labels for as long as the StatefulSet lives.

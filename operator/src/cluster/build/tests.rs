@@ -15,10 +15,28 @@ pub(crate) fn settings() -> Settings {
     ])
 }
 
+fn machines() -> Vec<Machine> {
+    let machine = |name: &str, role: &str| Machine {
+        name: name.to_owned(),
+        labels: BTreeMap::from([
+            ("kubernetes.io/hostname".to_owned(), name.to_owned()),
+            ("role".to_owned(), role.to_owned()),
+        ]),
+    };
+    vec![machine("worker-1", "storage"), machine("worker-2", "storage"), machine("worker-3", "web")]
+}
+
 fn built(cluster: &ValidCluster, with_csi: bool) -> Vec<Object> {
     let settings = settings();
     let replicas = BTreeMap::new();
-    build(&Inputs { cluster, settings: &settings, replicas: &replicas, with_csi, trust_pem: "PEM\n" })
+    build(&Inputs {
+        cluster,
+        settings: &settings,
+        replicas: &replicas,
+        machines: &machines(),
+        with_csi,
+        trust_pem: "PEM\n",
+    })
 }
 
 /// The reviewer reads a difference of what is installed. To write it anew: `BLESS=1 cargo test -p holdfast-operator`.
@@ -53,6 +71,19 @@ fn groups_settings_and_no_csi() {
     golden("groups.yaml", &built(&validate(&asked).unwrap(), false));
 }
 
+fn on_machines() -> ValidCluster {
+    let asked = cluster(
+        "  members: {replicas: 2, nodeSelector: {role: storage}}\n  storage: {devices: [{path: /dev/disk/by-id/x}]}\n  \
+         nodeGroups:\n  - {name: files, replicas: 1, storage: {hostPath: {path: /data, size: 2Gi}}}\n",
+    );
+    validate(&asked).unwrap()
+}
+
+#[test]
+fn disks_of_machines() {
+    golden("machines.yaml", &built(&on_machines(), false));
+}
+
 /// Through the types of the API and back: a field that the API does not know would be dropped by it without a word.
 #[test]
 fn the_api_knows_every_field() {
@@ -62,7 +93,7 @@ fn the_api_knows_every_field() {
     fn through<T: serde::de::DeserializeOwned + serde::Serialize>(value: &Value) -> Value {
         serde_json::to_value(serde_json::from_value::<T>(value.clone()).unwrap()).unwrap()
     }
-    for object in built(&three(), true) {
+    for object in [built(&three(), true), built(&on_machines(), false)].concat() {
         let value = &object.0;
         let back = match object.kind() {
             "ServiceAccount" => through::<core::ServiceAccount>(value),
@@ -72,6 +103,8 @@ fn the_api_knows_every_field() {
             "StatefulSet" => through::<apps::StatefulSet>(value),
             "DaemonSet" => through::<apps::DaemonSet>(value),
             "Deployment" => through::<apps::Deployment>(value),
+            "PersistentVolume" => through::<core::PersistentVolume>(value),
+            "StorageClass" => through::<storage::StorageClass>(value),
             "CSIDriver" => through::<storage::CSIDriver>(value),
             "ClusterRoleBinding" => through::<rbac::ClusterRoleBinding>(value),
             "RoleBinding" => through::<rbac::RoleBinding>(value),

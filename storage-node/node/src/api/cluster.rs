@@ -53,6 +53,9 @@ pub(crate) async fn register(
         };
         change(services, Command::RegisterNode(register)).await?;
     }
+    if catalogue.nodes().get(&node).is_some_and(|known| known.state == NodeState::Away) {
+        change(services, Command::SetNodeState(SetNodeState { node, state: NodeState::Active })).await?;
+    }
     let (capacity_bytes, free_bytes) = (request.capacity_bytes, request.free_bytes);
     match catalogue.disks().get(&disk) {
         None => {
@@ -334,6 +337,7 @@ impl Cluster for Services {
             v1::NodeState::Draining => NodeState::Draining,
             v1::NodeState::Removed => NodeState::Removed,
             v1::NodeState::Removing => NodeState::Removing,
+            v1::NodeState::Away => NodeState::Away,
             v1::NodeState::Unspecified => {
                 return Err(refuse(Code::InvalidArgument, "InvalidArgument", "state: none was given"));
             }

@@ -113,6 +113,7 @@ pub(crate) fn node_state(state: NodeState) -> v1::NodeState {
         NodeState::Draining => v1::NodeState::Draining,
         NodeState::Removing => v1::NodeState::Removing,
         NodeState::Removed => v1::NodeState::Removed,
+        NodeState::Away => v1::NodeState::Away,
     }
 }
 

@@ -223,14 +223,17 @@ pub(crate) struct DurableState {
     pub damaged: bool,
     /// Where a log ended that was given up.
     pub forgotten: Position,
+    /// At least up to here the group's log is committed, whatever of it is here.
+    pub committed: LogIndex,
 }
 
 pub(crate) fn encode_hard_state(state: &DurableState) -> Bytes {
-    let DurableState { hard_state: state, damaged, forgotten } = state;
-    let mut out = BytesMut::with_capacity(1 + 1 + 16 + 8 + 1 + ID_BYTES);
+    let DurableState { hard_state: state, damaged, forgotten, committed } = state;
+    let mut out = BytesMut::with_capacity(1 + 1 + 16 + 8 + 8 + 1 + ID_BYTES);
     out.put_u8(VERSION);
     out.put_u8(u8::from(*damaged));
     put_position(&mut out, *forgotten);
+    out.put_u64_le(committed.0);
     out.put_u64_le(state.term.0);
     out.put_u8(u8::from(state.vote.is_some()));
     if let Some(vote) = state.vote {
@@ -244,10 +247,11 @@ pub(crate) fn hard_state(bytes: &[u8]) -> Result<DurableState, DecodeError> {
     reader.version()?;
     let damaged = reader.flag()?;
     let forgotten = reader.position()?;
+    let committed = LogIndex(reader.u64()?);
     let term = Term(reader.u64()?);
     let vote = if reader.flag()? { Some(reader.replica()?) } else { None };
     reader.end()?;
-    Ok(DurableState { hard_state: HardState { term, vote }, damaged, forgotten })
+    Ok(DurableState { hard_state: HardState { term, vote }, damaged, forgotten, committed })
 }
 
 pub(crate) fn encode_position(position: Position) -> Bytes {
@@ -352,8 +356,9 @@ mod tests {
     fn state_round_trips() {
         for (vote, damaged) in [(None, true), (Some(replica(7)), false)] {
             let forgotten = Position { term: Term(4), index: LogIndex(30) };
-            let state = DurableState { hard_state: HardState { term: Term(5), vote }, damaged, forgotten };
-            assert_eq!(hard_state(&encode_hard_state(&state)), Ok(state));
+            let hard_state = HardState { term: Term(5), vote };
+            let state = DurableState { hard_state, damaged, forgotten, committed: LogIndex(20) };
+            assert_eq!(super::hard_state(&encode_hard_state(&state)), Ok(state));
         }
         let snapshot = Snapshot {
             configuration: Configuration { members: vec![], outgoing: vec![], min_data: 1 },

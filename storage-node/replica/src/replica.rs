@@ -42,6 +42,10 @@ const STRANGERS_MAX: usize = 8;
 /// Applied bytes after which a checkpoint is taken though nobody asked: bounds replay at start.
 const CHECKPOINT_BYTES: usize = 32 << 20;
 
+/// Log bytes after which it is noted again how far the log is known to be committed. Without a leader nobody could say
+/// it of what a start finds above the checkpoint, and a log that is full of it could take in no leader's first entry.
+const NOTED_BYTES: usize = 1 << 20;
+
 /// What is replicated. `apply` is total and deterministic: the same log gives the same state and outcomes everywhere.
 pub trait StateMachine {
     type Outcome;
@@ -177,6 +181,8 @@ pub struct Replica<S> {
     checkpoint_running: bool,
     checkpoint_due: bool,
     applied_bytes: usize,
+    /// Appended since the hard state was.
+    unnoted_bytes: usize,
     hard_state: HardState,
     /// Appends that the store did not take yet, for space, in order; tried again at every `settle`.
     refused: VecDeque<Append>,
@@ -205,6 +211,7 @@ pub fn initial_state(configuration: Configuration, machine: Bytes) -> GroupState
             hard_state: HardState::default(),
             damaged: false,
             forgotten: Position::default(),
+            committed: LogIndex(0),
         }),
         position: codec::encode_position(Position::default()),
         state: Snapshot { configuration, machine }.encode(),
@@ -238,7 +245,7 @@ impl<S: StateMachine> Replica<S> {
         let checkpoint = codec::decode_position(&recovered.checkpoint.position).map_err(failed("checkpoint"))?;
         assert_eq!(checkpoint.index.0, recovered.checkpoint_index, "a checkpoint's position names its index");
         let hard_state = recovered.hard_state.as_ref().unwrap_or(&recovered.checkpoint.hard_state);
-        let DurableState { mut hard_state, damaged, forgotten } =
+        let DurableState { mut hard_state, damaged, forgotten, committed } =
             codec::hard_state(hard_state).map_err(failed("hard state"))?;
         let mut entries = Vec::with_capacity(recovered.records.len());
         for record in recovered.records {
@@ -266,7 +273,7 @@ impl<S: StateMachine> Replica<S> {
         options.id = recovered.replica;
         // What was written back in place was committed: its blocks are readable only once it is applied again.
         // Where the log lost them, they come from the leader once more.
-        let committed = LogIndex(recovered.committed_to).min(last.index).max(checkpoint.index);
+        let committed = committed.max(LogIndex(recovered.committed_to)).min(last.index).max(checkpoint.index);
         let mut raft = Raft::new(
             options,
             Restored {
@@ -297,6 +304,7 @@ impl<S: StateMachine> Replica<S> {
             checkpoint_running: false,
             checkpoint_due: false,
             applied_bytes: 0,
+            unnoted_bytes: 0,
             disk_failure: None,
             hard_state,
             refused: VecDeque::new(),
@@ -427,20 +435,16 @@ impl<S: StateMachine> Replica<S> {
         self.checkpointed = LogIndex(index);
         self.freeze_for_rebuilds(context);
         self.tell_checkpoint(context);
-        let usage = context.store.usage();
-        // With three quarters of its log in use the disk needs the space for what is new.
-        let pressed = usage.wal_used >= usage.wal_total / 4 * 3;
-        let keep_from = if pressed {
-            // A rebuild would only begin again: it is given half of what is left.
-            let pinned = self.rebuilds.pinned(context.now).filter(|_| usage.wal_used < usage.wal_total / 8 * 7);
-            pinned.map_or(self.checkpointed, |pinned| pinned.clamp(self.raft.status().base.index, self.checkpointed))
-        } else {
-            self.kept_for_laggards(context.now)
-        };
-        if keep_from > self.raft.status().base.index {
-            self.raft.compact(keep_from);
+        let keep_from = self.kept_for_laggards(context.now);
+        self.release_log(context, keep_from);
+        // With three quarters of its log in use the disk needs the space for what is new: first what no rebuild needs.
+        if log_pressed(context.store) {
+            let pinned = self.rebuilds.pinned(context.now).unwrap_or(self.checkpointed);
+            self.release_log(context, pinned.min(self.checkpointed));
         }
-        context.store.release(self.group, keep_from.0);
+        if log_pressed(context.store) {
+            self.release_log(context, self.checkpointed);
+        }
     }
 
     /// # Errors
@@ -637,7 +641,16 @@ impl<S: StateMachine> Replica<S> {
         if let Some(hard_state) = persist.hard_state {
             self.hard_state = hard_state;
         }
-        let hard_state = persist.hard_state.map(|_| self.encoded_hard_state());
+        let bytes = |entry: &Entry<LogCommand>| match &entry.body {
+            Body::Command(command) => command.header.len() + command.payload.len(),
+            Body::Noop | Body::Configuration(_) => 0,
+        };
+        self.unnoted_bytes += persist.entries.iter().map(bytes).sum::<usize>();
+        let noted = persist.hard_state.is_some() || self.unnoted_bytes >= NOTED_BYTES;
+        let hard_state = noted.then(|| self.encoded_hard_state());
+        if noted {
+            self.unnoted_bytes = 0;
+        }
         let mut append = self.next_append();
         append.hard_state = hard_state;
         // Below the checkpoint nothing is truncated but a log that an installed state does not come of: all of it goes.
@@ -672,7 +685,8 @@ impl<S: StateMachine> Replica<S> {
     fn encoded_hard_state(&self) -> Bytes {
         let damaged = !self.raft.may_vote();
         let forgotten = self.raft.forgotten();
-        codec::encode_hard_state(&DurableState { hard_state: self.hard_state, damaged, forgotten })
+        let committed = self.raft.committed();
+        codec::encode_hard_state(&DurableState { hard_state: self.hard_state, damaged, forgotten, committed })
     }
 
     fn next_append(&mut self) -> Append {
@@ -795,12 +809,24 @@ impl<S: StateMachine> Replica<S> {
         base
     }
 
+    fn release_log(&mut self, context: &mut Context<'_>, to: LogIndex) {
+        if to > self.raft.status().base.index {
+            self.raft.compact(to);
+        }
+        context.store.release(self.group, to.0);
+    }
+
     fn stop(&mut self, reason: String, outputs: &mut Vec<Output<S::Outcome>>) {
         if !self.stopped {
             self.stopped = true;
             outputs.push(Output::Stopped { reason });
         }
     }
+}
+
+fn log_pressed(store: &Store) -> bool {
+    let usage = store.usage();
+    usage.wal_used >= usage.wal_total / 4 * 3
 }
 
 fn record<S: StateMachine>(entry: &Entry<LogCommand>) -> Record {

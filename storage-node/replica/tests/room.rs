@@ -71,6 +71,18 @@ fn id<T>(from: impl Fn([u8; 16]) -> Option<T>) -> T {
 }
 
 impl Single {
+    fn options() -> Options {
+        Options {
+            id: id(ReplicaId::from_bytes),
+            lease: Duration::from_millis(300),
+            drift_ppm: 500,
+            election_jitter: Duration::from_millis(150),
+            append_bytes_max: 1 << 20,
+            inflight_bytes_max: 8 << 20,
+            seed: 1,
+        }
+    }
+
     fn lead() -> Single {
         let device = MemoryDevice::new(24 << 20);
         let options = FormatOptions {
@@ -96,16 +108,8 @@ impl Single {
             records: Vec::new(),
             damage: None,
         };
-        let lease = Duration::from_millis(300);
-        let options = Options {
-            id: own,
-            lease,
-            drift_ppm: 500,
-            election_jitter: Duration::from_millis(150),
-            append_bytes_max: 1 << 20,
-            inflight_bytes_max: 8 << 20,
-            seed: 1,
-        };
+        let options = Single::options();
+        let lease = options.lease;
         let pairs = PairOptions { heartbeat: Duration::from_millis(100), lease, drift_ppm: 500, boot: 1 };
         let now = Timestamp::ZERO;
         let replica = Replica::restore(recovered, Slots, options, now).unwrap();
@@ -211,4 +215,19 @@ fn what_a_checkpoint_gives_back_is_waited_for() {
             assert_eq!(single.propose(slot, SLOT_BYTES), Ok(()), "slot {slot} in round {round}");
         }
     }
+}
+
+/// So that it can be applied and checkpointed, and its space reused, before anybody leads again.
+#[test]
+fn a_start_knows_most_of_what_was_committed() {
+    let mut single = Single::lead();
+    for slot in 0..24 {
+        single.propose(slot, SLOT_BYTES).unwrap();
+    }
+    let (_, mut recovered) = Store::open(&single.device).unwrap();
+    let recovered = recovered.remove(0);
+    assert_eq!(recovered.checkpoint_index, 0, "nothing was checkpointed");
+    let replica = Replica::restore(recovered, Slots, Single::options(), single.now).unwrap();
+    let status = replica.status();
+    assert!(status.committed.0 + 17 > status.last.index.0, "{status:?}");
 }

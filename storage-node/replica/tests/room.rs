@@ -106,7 +106,8 @@ impl Single {
             inflight_bytes_max: 8 << 20,
             seed: 1,
         };
-        let pairs = PairOptions { heartbeat: Duration::from_millis(100), lease, drift_ppm: 500, boot: 1 };
+        let node = id(NodeId::from_bytes);
+        let pairs = PairOptions { node, heartbeat: Duration::from_millis(100), lease, drift_ppm: 500, boot: 1 };
         let now = Timestamp::ZERO;
         let replica = Replica::restore(recovered, Slots, options, now).unwrap();
         let (pairs, permits) = (Pairs::new(pairs), Permits::default());

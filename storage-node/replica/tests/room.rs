@@ -110,7 +110,8 @@ impl Single {
         };
         let options = Single::options();
         let lease = options.lease;
-        let pairs = PairOptions { heartbeat: Duration::from_millis(100), lease, drift_ppm: 500, boot: 1 };
+        let node = id(NodeId::from_bytes);
+        let pairs = PairOptions { node, heartbeat: Duration::from_millis(100), lease, drift_ppm: 500, boot: 1 };
         let now = Timestamp::ZERO;
         let replica = Replica::restore(recovered, Slots, options, now).unwrap();
         let (pairs, permits) = (Pairs::new(pairs), Permits::default());

@@ -222,10 +222,10 @@ impl Shard {
     /// The disk is not formatted, damaged beyond its redundancy, or written by a newer build: nothing was changed.
     pub fn open(options: ShardOptions, device: &dyn Device, now: Timestamp) -> Result<Shard, ShardError> {
         let (store, recovered) = Store::open(device)?;
-        let boot = store.superblock().boot_epoch;
+        let (node, boot) = (store.superblock().node, store.superblock().boot_epoch);
         let found_damage = store.counters().corrupt_pages > 0;
         let ShardOptions { heartbeat, lease, drift_ppm, .. } = options;
-        let pairs = Pairs::new(PairOptions { heartbeat, lease, drift_ppm, boot });
+        let pairs = Pairs::new(PairOptions { node, heartbeat, lease, drift_ppm, boot });
         let core = Core::new(now, store, pairs, options.seed);
         let mut shard = Shard {
             core,

@@ -3,6 +3,9 @@
 //! Not a transport: the owner sends what is due and passes in what came. It maps replicas to nodes to answer
 //! `Liveness`, passes suspicions to the groups, and where support changed lets every group led here ask anew.
 //!
+//! An idle node costs what its wake-ups cost, and these heartbeats are all of them. So a pair exchanges them together
+//! (heartbeat, answer with a heartbeat, answer), and a node that wakes for one pair begins with its others too.
+//!
 //! Invariants:
 //! 1. What a node promised ends, by its own clock, no earlier than the other counts: that one counts from the send
 //!    time of the answered heartbeat, and less by the drift.
@@ -19,9 +22,16 @@ use crate::time::{Timestamp, without_drift};
 
 /// Heartbeats to one node whose answer is waited for; older ones are given up.
 const OUTSTANDING_MAX: usize = 8;
+/// Of a pair, the node with the lower identifier begins. The other sends its heartbeat with its answer, and by itself
+/// where nothing came for so many quarters of the interval, two of which are still shorter than a lease.
+const ANSWERING_QUARTERS: u32 = 5;
+/// An exchange that was begun less than this fraction of the interval ago is not begun again.
+const JUST_BEGUN: u32 = 8;
 
 #[derive(Clone, Debug)]
 pub struct PairOptions {
+    /// Whose pairs these are.
+    pub node: NodeId,
     /// Between two heartbeats to one node; 100 ms.
     pub heartbeat: Duration,
     /// How long one heartbeat's promise lasts; 300 ms.
@@ -58,6 +68,8 @@ pub struct Pairs {
 #[derive(Debug)]
 struct Pair {
     next_heartbeat: Timestamp,
+    /// When the last one went out.
+    beat_at: Timestamp,
     sequence: u64,
     outstanding: VecDeque<(u64, Timestamp)>,
     /// The other's promise, newest send time first; `None` before the first.
@@ -73,7 +85,8 @@ struct Pair {
 
 impl Pairs {
     pub fn new(options: PairOptions) -> Pairs {
-        assert!(options.heartbeat * 2 < options.lease, "a lease outlives the loss of one heartbeat");
+        let longest = options.heartbeat * ANSWERING_QUARTERS / 4;
+        assert!(longest * 2 < options.lease, "a lease outlives the loss of one heartbeat");
         Pairs { options, pairs: BTreeMap::new(), events: Vec::new(), retired_count: 0 }
     }
 
@@ -109,7 +122,7 @@ impl Pairs {
         boot: u64,
         disk_stalled: bool,
     ) -> Option<SupportEpoch> {
-        let lease = self.options.lease;
+        let PairOptions { lease, heartbeat, .. } = self.options;
         let pair = self.pairs.get_mut(&from)?;
         if boot < pair.their_boot {
             return None;
@@ -125,6 +138,9 @@ impl Pairs {
             pair.count += 1;
         }
         pair.promised = pair.promised.max(now + lease);
+        if pair.beat_at + heartbeat / 2 <= now {
+            pair.next_heartbeat = pair.next_heartbeat.min(now);
+        }
         if !disk_stalled && pair.suspect_at.replace(now + lease).is_none() {
             self.events.push(PairEvent::SupportChanged(from));
         }
@@ -158,6 +174,7 @@ impl Pairs {
         let (count, lease) = (self.retired_count, self.options.lease);
         self.pairs.entry(node).or_insert_with(|| Pair {
             next_heartbeat: now,
+            beat_at: Timestamp::ZERO,
             sequence: 0,
             outstanding: VecDeque::new(),
             supported: None,
@@ -187,12 +204,17 @@ impl Pairs {
     pub fn on_deadline(&mut self, now: Timestamp) -> Vec<DueHeartbeat> {
         let mut due = Vec::new();
         let mut silent = Vec::new();
+        let PairOptions { node: own, heartbeat, .. } = self.options;
+        let awake = self.pairs.values().any(|pair| pair.next_heartbeat <= now);
         for (node, pair) in &mut self.pairs {
             if pair.suspect_at.is_some_and(|at| at <= now) {
                 silent.push(*node);
             }
-            if pair.next_heartbeat <= now {
-                pair.next_heartbeat = now + self.options.heartbeat;
+            let begins = own < *node;
+            let with_others = awake && begins && pair.beat_at + heartbeat / JUST_BEGUN <= now;
+            if pair.next_heartbeat <= now || with_others {
+                pair.next_heartbeat = now + if begins { heartbeat } else { heartbeat * ANSWERING_QUARTERS / 4 };
+                pair.beat_at = now;
                 pair.sequence += 1;
                 if pair.outstanding.len() == OUTSTANDING_MAX {
                     pair.outstanding.pop_front();

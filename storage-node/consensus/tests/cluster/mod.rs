@@ -157,8 +157,13 @@ impl Node {
             may_vote: !disk.damaged,
             forgotten: disk.forgotten,
         };
-        let mut pairs =
-            Pairs::new(PairOptions { heartbeat: HEARTBEAT, lease: LEASE, drift_ppm: DRIFT_PPM, boot: disk.boot });
+        let mut pairs = Pairs::new(PairOptions {
+            node: node(n),
+            heartbeat: HEARTBEAT,
+            lease: LEASE,
+            drift_ppm: DRIFT_PPM,
+            boot: disk.boot,
+        });
         others.iter().filter(|other| **other != n).for_each(|other| pairs.watch(now, node(*other)));
         Node {
             raft: Raft::new(options, restored, now),

@@ -13,6 +13,7 @@ fn at(ms: u64) -> Timestamp {
 
 fn pairs(boot: u64) -> Pairs {
     let options = PairOptions {
+        node: node(1),
         heartbeat: Duration::from_millis(100),
         lease: Duration::from_millis(LEASE_MS),
         drift_ppm: 1000,
@@ -36,6 +37,42 @@ fn heartbeats_go_to_watched_nodes_once_an_interval() {
     assert_eq!(pairs.on_deadline(at(1100)), vec![DueHeartbeat { to: node(2), sequence: 2 }]);
     pairs.forget(node(2));
     assert_eq!(pairs.deadline(), None);
+}
+
+#[test]
+fn a_pair_exchanges_heartbeats_together_and_one_end_begins() {
+    let options = |n| PairOptions { node: node(n), ..pairs(1).options };
+    let (mut begins, mut answers) = (Pairs::new(options(1)), Pairs::new(options(2)));
+    begins.watch(at(1000), node(2));
+    answers.watch(at(1000), node(1));
+    begins.on_deadline(at(1000));
+    answers.on_deadline(at(1000));
+    for now in (1100..2000).step_by(100) {
+        assert_eq!(begins.deadline(), Some(at(now)), "the end that begins wakes for nothing else");
+        assert_eq!(begins.on_deadline(at(now)).len(), 1);
+        assert!(answers.deadline() > Some(at(now)), "the other end is woken by what comes");
+        answers.on_heartbeat(at(now), node(1), 1, false);
+        assert_eq!(answers.on_deadline(at(now)).len(), 1, "it sends its own with the answer");
+        begins.on_heartbeat(at(now), node(2), 1, false);
+        assert_eq!(begins.on_deadline(at(now)), vec![], "and is not answered with another");
+    }
+    // Without the other it goes on by itself, more than twice in a lease.
+    assert_eq!(answers.deadline(), Some(at(1900 + 125)));
+    assert_eq!(answers.on_deadline(at(1900 + 125)).len(), 1);
+    assert_eq!(answers.deadline(), Some(at(1900 + 250)));
+}
+
+#[test]
+fn what_wakes_a_node_for_one_pair_begins_its_others() {
+    let mut pairs = pairs(1);
+    pairs.watch(at(1000), node(3));
+    assert_eq!(pairs.on_deadline(at(1000)).len(), 2);
+    pairs.on_heartbeat(at(1060), node(3), 1, false);
+    let to: Vec<NodeId> = pairs.on_deadline(at(1060)).into_iter().map(|due| due.to).collect();
+    assert_eq!(to, [node(2), node(3)]);
+    // From then on they are due together.
+    assert_eq!(pairs.deadline(), Some(at(1160)));
+    assert_eq!(pairs.on_deadline(at(1160)).len(), 2);
 }
 
 #[test]

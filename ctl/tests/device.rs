@@ -384,7 +384,7 @@ fn a_keeper_that_others_run_is_found_again_needs_root_needs_fuse() {
     world.run(&["detach", "v"]);
     assert_eq!(world.devices(), Vec::<String>::new());
     end(agent, "-TERM");
-    assert_eq!(world.processes("keeper"), [inner(&keeper).parse().unwrap()], "it stays, whatever it holds");
+    assert_eq!(world.processes("keeper"), [inner(&keeper).parse::<i32>().unwrap()], "it stays, whatever it holds");
     end(keeper, "-KILL");
 }
 

@@ -225,6 +225,7 @@ impl<C: Command> Raft<C> {
         if progress.epoch.is_some_and(|epoch| support.boot > epoch.boot) {
             progress.restart();
         }
+        let mut caught_up = false;
         progress.epoch = progress.epoch.max(Some(support));
         progress.round_acknowledged = progress.round_acknowledged.max(round);
         progress.reachable = true;
@@ -234,10 +235,12 @@ impl<C: Command> Raft<C> {
                 let before = progress.flushed;
                 progress.on_submitted(index, flushed);
                 // One that keeps up has been sent everything.
-                let behind = progress.flushed > before && progress.next <= last;
-                if behind && log.bytes_reach(progress.next, LAG_BYTES_MAX) {
+                if progress.next > last {
+                    caught_up = std::mem::take(&mut progress.lags);
+                } else if progress.flushed > before && log.bytes_reach(progress.next, LAG_BYTES_MAX) {
+                    progress.lags = true;
                     let far = log.bytes_reach(progress.next, FAR_BYTES_MAX);
-                    leading.pace.on_progress(now, if far { 0 } else { log.bytes_between(before, progress.flushed) });
+                    leading.pace.on_lagging(now, if far { 0 } else { log.bytes_between(before, progress.flushed) });
                 }
             }
             AppendResult::Mismatch { rejected, hint } => {
@@ -257,6 +260,9 @@ impl<C: Command> Raft<C> {
             }
         }
         progress.rearm(false, now, first, most);
+        if caught_up && !leading.peers.values().any(|progress| progress.lags) {
+            leading.pace.on_caught_up();
+        }
         self.advance_commit(liveness);
         self.complete_reads();
         self.maybe_tell_successor();

@@ -33,24 +33,45 @@ pub(crate) struct Pace {
     earned_at: Timestamp,
     /// The clients' part of what was gained since.
     gained: u64,
-    /// Proposals are paced until then.
+    /// Proposals are paced until then, for a peer that is brought up beside the log.
     until: Timestamp,
+    /// The same for peers that the log brings up; over as soon as none of them lags.
+    lagging_until: Timestamp,
     /// Somebody was refused and may try again then.
     retry_at: Option<Timestamp>,
 }
 
 impl Pace {
-    /// A peer that is being brought up goes on, and `bytes` more of it count for clients.
+    /// A peer that is brought up beside the log goes on, and `bytes` more of it count for clients.
     pub(crate) fn on_progress(&mut self, now: Timestamp, bytes: usize) {
-        if now >= self.until {
+        self.gain(now, bytes);
+        self.until = now + PATIENCE;
+    }
+
+    /// The same for a peer that lags behind in the log.
+    pub(crate) fn on_lagging(&mut self, now: Timestamp, bytes: usize) {
+        self.gain(now, bytes);
+        self.lagging_until = now + PATIENCE;
+    }
+
+    /// No peer lags behind in the log any more.
+    pub(crate) fn on_caught_up(&mut self) {
+        self.lagging_until = Timestamp::default();
+    }
+
+    fn gain(&mut self, now: Timestamp, bytes: usize) {
+        if !self.paces(now) {
             (self.credit, self.earned_at, self.gained) = (CREDIT_MAX, now, 0);
         }
-        self.until = now + PATIENCE;
         self.gained = self.gained.saturating_add(bytes as u64 / SHARE);
     }
 
+    fn paces(&self, now: Timestamp) -> bool {
+        now < self.until.max(self.lagging_until)
+    }
+
     pub(crate) fn admits(&mut self, now: Timestamp) -> bool {
-        if now >= self.until {
+        if !self.paces(now) {
             return true;
         }
         let waited = now.since(self.earned_at);
@@ -67,7 +88,7 @@ impl Pace {
     }
 
     pub(crate) fn on_taken(&mut self, now: Timestamp, bytes: usize) {
-        if now < self.until {
+        if self.paces(now) {
             self.credit = self.credit.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
@@ -96,7 +117,7 @@ mod tests {
             if gained_each > 0 {
                 pace.on_progress(now, gained_each);
             }
-            while pace.admits(now) && now < pace.until {
+            while pace.admits(now) && pace.paces(now) {
                 pace.on_taken(now, 64 << 10);
                 taken += 64 << 10;
             }
@@ -124,5 +145,20 @@ mod tests {
         assert!(pace.admits(at(99) + PATIENCE));
         pace.on_taken(at(99) + PATIENCE, usize::MAX);
         assert!(pace.admits(at(99) + PATIENCE), "what is not paced costs no credit");
+    }
+    #[test]
+    fn nobody_waits_for_a_peer_that_has_caught_up() {
+        let mut pace = Pace::default();
+        pace.on_lagging(at(0), 1);
+        pace.on_taken(at(0), 8 << 20);
+        assert!(!pace.admits(at(1)));
+        pace.on_progress(at(1), 1);
+        pace.on_caught_up();
+        assert!(!pace.admits(at(2)), "another is brought up beside the log");
+        let mut pace = Pace::default();
+        pace.on_lagging(at(0), 1);
+        pace.on_taken(at(0), 8 << 20);
+        pace.on_caught_up();
+        assert!(pace.admits(at(1)));
     }
 }

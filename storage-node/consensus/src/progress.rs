@@ -44,6 +44,8 @@ pub(crate) struct Progress {
     retries: u32,
     /// It declined what was sent last, for want of room for data.
     pub(crate) full: bool,
+    /// Proposals are paced for it until it was sent everything.
+    pub(crate) lags: bool,
     /// `NeedsDelta` was raised and the peer has not caught up since.
     pub(crate) delta_raised: bool,
     /// The furthest that its log was heard to reach, or known to, while it lagged behind the base.
@@ -58,6 +60,7 @@ impl Progress {
             submitted: LogIndex(0),
             flushed: LogIndex(0),
             full: false,
+            lags: false,
             epoch: None,
             round_due: 0,
             round_sent: 0,
@@ -179,6 +182,7 @@ impl Progress {
     /// Back to asking where the logs meet, at `next` at the latest.
     pub(crate) fn probe(&mut self, next: LogIndex) {
         self.state = ProgressState::Probe;
+        self.lags = false;
         self.next = next.max(self.flushed.next());
         self.submitted = self.submitted.min(LogIndex(self.next.0 - 1));
         self.in_flight.clear();

@@ -14,7 +14,7 @@ use holdfast_replica::rebuild::message::{RebuildMessage, decode, encode};
 use holdfast_replica::rebuild::receiver::{GiveUp, Offer, Receiver, ReceiverAction};
 use holdfast_replica::rebuild::sender::{Sender, SenderAction};
 use holdfast_replica::rebuild::{RebuildId, SLOTS_IN_FLIGHT_MAX};
-use holdfast_store::chunk::Frozen;
+use holdfast_store::chunk::{Frozen, RepairEvent};
 use holdfast_store::device::memory::MemoryDevice;
 use holdfast_store::device::{BLOCK_BYTES, Device};
 use holdfast_store::group::{GroupState, InstallError, Mutation, ReadError, StoreError, StoreEvent};
@@ -163,6 +163,32 @@ impl Machine {
         (self.checkpointed, self.applied) = (found.checkpoint_index, found.checkpoint_index);
         self.installing = found.installing;
         assert_eq!(found.checkpoint.state, state(self.checkpointed).state, "the state is of the index");
+    }
+
+    /// Every page of a map on the disk that begins so is rotten; how many there are.
+    fn rot_pages(&mut self, magic: &[u8]) -> usize {
+        let mut rotten = 0;
+        for offset in (0..48 << 20).step_by(BLOCK_BYTES) {
+            let mut block = vec![0; BLOCK_BYTES];
+            self.device.read_at(offset, &mut block).unwrap();
+            if block.starts_with(magic) {
+                self.device.write_durable_at(offset, &[0; BLOCK_BYTES]).unwrap();
+                rotten += 1;
+            }
+        }
+        rotten
+    }
+
+    fn scrub(&mut self) {
+        self.store.scrub_from_start();
+        loop {
+            self.store.scrub_step();
+            self.settle();
+            let events = self.store.take_repair_events();
+            if events.iter().any(|event| matches!(event, RepairEvent::Scrubbed { finished: true, .. })) {
+                return;
+            }
+        }
     }
 
     fn read(&mut self, first: u64, count: u32) -> Result<Bytes, ReadError> {
@@ -367,6 +393,7 @@ impl Run {
                     Ok(()) => self.finishing = Some(index),
                     Err(InstallError::Hash { .. }) => receiver.on_hash_mismatch(now),
                     Err(InstallError::Store(StoreError::Busy | StoreError::Full)) => receiver.on_finish_refused(now),
+                    Err(InstallError::MapLost) => receiver.on_map_lost(now),
                     Err(error) => panic!("{error}"),
                 }
             }
@@ -376,6 +403,7 @@ impl Run {
                     .given_up
                     .entry(match reason {
                         GiveUp::Hash => "hash",
+                        GiveUp::OwnMap => "own map",
                         _ => "other",
                     })
                     .or_default() += 1;
@@ -446,6 +474,20 @@ impl Run {
         }
     }
 
+    /// Until the receiver has what the sender has, or gives up.
+    fn finish(&mut self) {
+        self.begin();
+        let given_up = self.given_up.clone();
+        for _ in 0..50_000 {
+            self.step(false);
+            let equal = self.receiver.checkpointed == self.sender.checkpointed;
+            if self.receiving.is_none() && (equal || self.given_up != given_up) {
+                return;
+            }
+        }
+        panic!("the rebuild does not end");
+    }
+
     fn check_equal(&mut self) {
         let index = self.receiver.checkpointed;
         assert_eq!(self.receiver.store.map_hash(group()), self.sender.store.map_hash(group()), "at {index}");
@@ -496,23 +538,15 @@ fn whatever_is_lost_the_receiver_ends_as_the_sender() {
 #[test]
 fn a_second_rebuild_copies_only_what_changed_since() {
     let mut run = Run::new(3);
-    let finish = |run: &mut Run| {
-        run.begin();
-        for _ in 0..50_000 {
-            run.step(false);
-            if run.receiving.is_none() && run.receiver.checkpointed == run.sender.checkpointed {
-                return std::mem::take(&mut run.copied);
-            }
-        }
-        panic!("the rebuild does not end");
-    };
-    let first = finish(&mut run);
+    run.finish();
+    let first = std::mem::take(&mut run.copied);
     let before = run.sender.applied;
     let data: Arc<[u32]> = [holdfast_block::checksum(&[9; BLOCK_BYTES])].into();
     let write = Mutation::Write { first_block: 5, data: vec![9; BLOCK_BYTES].into(), checksums: data };
     run.sender.apply(write);
     run.random = Random(u64::MAX);
-    let second = finish(&mut run);
+    run.finish();
+    let second = std::mem::take(&mut run.copied);
     assert!(first.len() > 10, "{first:?}");
     assert!(second.iter().all(|(_, index)| *index > before) && second.contains(&(0, before + 1)), "{second:?}");
     run.check_equal();
@@ -538,4 +572,27 @@ fn a_group_without_blocks_is_rebuilt_by_its_state_alone() {
     assert_eq!((run.receiver.checkpointed, run.copied.len()), (9, 0));
     run.receiver.crash(&mut run.random);
     assert_eq!((run.receiver.checkpointed, run.receiver.installing), (9, 0));
+}
+
+/// No other replica has what it lost as of the index where it stands; only a rebuild can bring it.
+#[test]
+fn a_copy_behind_the_log_is_rebuilt_around_lost_pages_of_its_map() {
+    for magic in [b"HFLF", b"HFIN"] {
+        let mut run = Run::new(3);
+        run.finish();
+        assert!(run.receiver.rot_pages(magic) > 0);
+        run.receiver.crash(&mut run.random);
+        let data: Arc<[u32]> = [holdfast_block::checksum(&[9; BLOCK_BYTES])].into();
+        let write = Mutation::Write { first_block: 5, data: vec![9; BLOCK_BYTES].into(), checksums: data };
+        run.sender.apply(write);
+        run.finish();
+        assert_eq!(run.given_up, BTreeMap::from([("own map", 1)]), "what it holds is not counted yet");
+        let events = run.receiver.store.take_repair_events();
+        assert!(events.contains(&RepairEvent::Unknown { group: group() }), "{events:?}");
+        run.receiver.scrub();
+        run.finish();
+        run.check_equal();
+        run.receiver.crash(&mut run.random);
+        run.check_equal();
+    }
 }

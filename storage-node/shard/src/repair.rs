@@ -176,6 +176,7 @@ impl Shard {
             }
             RepairEvent::SlotRead { token, result } => self.on_slot_read(token, result),
             RepairEvent::Mended { token, result } => self.on_mended(token, result),
+            RepairEvent::Unknown { group } => self.look_through(group),
             RepairEvent::Scrubbed { bytes, finished } => self.on_scrubbed(bytes, finished),
         }
     }
@@ -272,6 +273,10 @@ impl Shard {
                 ask.heard.insert(of);
                 ask.state = State::Waits { until: now };
             }
+            // The rebuild brings what is lost, and all the rest.
+            Mending::Behind if self.volumes.get(&slot.0).is_some_and(|volume| volume.replica.installing()) => {
+                self.end(slot);
+            }
             Mending::Behind | Mending::Stale | Mending::Full => {
                 ask.state = State::Waits { until: now + AGAIN_AFTER };
             }
@@ -333,7 +338,7 @@ impl Shard {
             self.core.read(read.group, read.first_block, read.count, read.purpose);
         }
         if self.repairs.is_quiet() {
-            self.on_repaired(slot.0);
+            self.look_through(slot.0);
         }
     }
 }

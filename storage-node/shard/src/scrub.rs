@@ -121,9 +121,9 @@ impl Shard {
         scrub.state = State::Pauses { until: now + pause };
     }
 
-    /// All that was asked for is repaired or lost. A map of which a page was lost is whole only when a pass has seen
-    /// all of it.
-    pub(crate) fn on_repaired(&mut self, group: GroupId) {
+    /// All that was asked for is repaired or lost, or installed. A map of which a page was lost is whole only when a
+    /// pass has seen all of it.
+    pub(crate) fn look_through(&mut self, group: GroupId) {
         let unknown = self.core.store.map_hash(group).is_none();
         if let State::Rests { until } = &mut self.scrub.state
             && unknown

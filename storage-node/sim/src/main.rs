@@ -52,10 +52,6 @@ fn seeds(arguments: &Arguments) -> u8 {
                 }
                 tally.add(&report);
             }
-            Err(failure @ Failure::Stuck(_)) if arguments.known_stuck.contains(&seed) => {
-                let words = failure.to_string();
-                println!("seed {seed}, known to get stuck: {}", words.lines().next().unwrap_or_default());
-            }
             Err(failure) => {
                 println!("seed {seed}: {failure}\nreproduce: cargo xtask sim --seed {seed} --replay");
                 tally.failed += 1;

@@ -35,10 +35,6 @@ const TIERS: [Tier; 4] = [
 /// Two to four minutes on two processors.
 const SEEDS: &str = "300";
 
-/// Seeds that end stuck, and are told: a copy whose log rotted is followed, and never brought up by its leader. Whoever
-/// mends it takes its number out.
-const KNOWN_STUCK: &str = "162";
-
 /// With `nextest` arguments what they select runs and nothing else: no documentation
 /// tests, no planted bugs, no tier left out.
 pub fn run(workspace: &Workspace, nextest: &[OsString]) -> Result<()> {
@@ -71,8 +67,6 @@ fn seeds(workspace: &Workspace) -> Result<()> {
         "--seeds",
         SEEDS,
         "--complete",
-        "--known-stuck",
-        KNOWN_STUCK,
     ];
     Step::cargo(workspace, &format!("{SEEDS} seeds of the simulator"), &arguments).run()
 }

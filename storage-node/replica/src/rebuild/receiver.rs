@@ -203,6 +203,15 @@ impl Receiver {
         self.compare_all(now);
     }
 
+    /// Pages of the own map were lost. Those that hold nothing newer than the base are found by comparing everything;
+    /// the rest is for the scrub, which counts what is there.
+    pub fn on_map_lost(&mut self, now: Timestamp) {
+        if self.above == 0 {
+            return self.give_up(GiveUp::OwnMap);
+        }
+        self.compare_all(now);
+    }
+
     /// The end could not be written now.
     pub fn on_finish_refused(&mut self, now: Timestamp) {
         self.again_at = now + RETRY_AFTER;

@@ -707,7 +707,7 @@ impl<S: StateMachine> Replica<S> {
                 self.rebuilds.counters.hash_mismatches += 1;
                 receiver.on_hash_mismatch(context.now);
             }
-            Err(InstallError::MapLost) => receiver.give_up(GiveUp::OwnMap),
+            Err(InstallError::MapLost) => receiver.on_map_lost(context.now),
             Err(InstallError::Store(StoreError::Full | StoreError::Busy)) => receiver.on_finish_refused(context.now),
             Err(InstallError::Store(error)) => self.stop(error.to_string(), outputs),
         }

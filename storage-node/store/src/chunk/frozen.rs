@@ -6,11 +6,12 @@
 //! references follow from the maps alone. Freezes end with the process; open frees what only they named.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use holdfast_id::{GroupId, ReplicaId};
 
 use crate::chunk::layout::Named;
-use crate::chunk::page::{Child, FAN_OUT_BITS, LEAF_BLOCKS, LEAF_SLOTS, Page, PageId, Root};
+use crate::chunk::page::{Child, FAN_OUT_BITS, INDEX_MAX, LEAF_BLOCKS, LEAF_SLOTS, Page, PageId, Root};
 use crate::chunk::read::Purpose;
 use crate::chunk::walk::Waiter;
 use crate::chunk::{Chunks, Group};
@@ -68,7 +69,7 @@ pub struct Changes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChangesAnswer {
     pub token: u64,
-    /// Lost parts of the map are `Corrupt`: what changed there is not known.
+    /// Lost parts of a frozen map are `Corrupt`: what changed there is not known.
     pub result: Result<Changes, ReadError>,
 }
 
@@ -78,6 +79,8 @@ pub struct Question {
     token: u64,
     above: u64,
     from_slot: u64,
+    /// Slots that are lost are told.
+    tells_lost: bool,
     /// To look at; the next one is the last.
     pages: Vec<(PageId, Child)>,
     slots: Vec<SlotChange>,
@@ -129,7 +132,9 @@ impl Chunks {
     }
 
     /// Asks which slots of a frozen map (`None`: of the last checkpoint), from `from_slot` on, changed above an index;
-    /// [`Chunks::take_changes`] has the answer later. Tombstones are told as slots without present blocks.
+    /// [`Chunks::take_changes`] has the answer later. Tombstones are told as slots without present blocks. Of the last
+    /// checkpoint also what is lost is told, as slots that changed at [`INDEX_MAX`], where no other map's did: whoever
+    /// compares takes the other's.
     pub fn changed_since(&mut self, group: GroupId, id: Option<FrozenId>, above: u64, from_slot: u64, token: u64) {
         let (replica, root) = match self.frozen_root(group, id) {
             Ok(found) => found,
@@ -140,7 +145,9 @@ impl Chunks {
         let pages = root.into_iter().collect();
         let serial = self.next_read;
         self.next_read += 1;
-        self.questions.insert(serial, Question { token, above, from_slot, pages, slots: Vec::new(), steps: 0 });
+        let tells_lost = id.is_none();
+        let question = Question { token, above, from_slot, tells_lost, pages, slots: Vec::new(), steps: 0 };
+        self.questions.insert(serial, question);
         self.advance_question(serial);
         self.advance();
     }
@@ -192,6 +199,7 @@ impl Chunks {
             }
             question.pages.pop();
             question.steps += 1;
+            let page = page.or_else(|| question.tells_lost.then(|| Arc::new(Page::lost(id.level))));
             let Some(page) = page else {
                 let blocks = LEAF_BLOCKS << (FAN_OUT_BITS * u32::from(id.level));
                 let count = u32::try_from(blocks).unwrap_or(u32::MAX);
@@ -227,6 +235,10 @@ impl Question {
             Page::Leaf(leaf) => {
                 for (slot, entry) in (id.first_slot()..).zip(&leaf.slots) {
                     if slot < self.from_slot {
+                        continue;
+                    }
+                    if entry.lost != 0 && self.tells_lost {
+                        self.slots.push(SlotChange { slot, index: INDEX_MAX, present: 0 });
                         continue;
                     }
                     if entry.lost != 0 {

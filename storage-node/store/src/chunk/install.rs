@@ -27,6 +27,7 @@ use crate::chunk::commit::{Commit, Job, Kind};
 use crate::chunk::header::Header;
 use crate::chunk::layout::{Named, Place, SLOT_BLOCKS};
 use crate::chunk::page::{BLOCKS_MAX, INDEX_MAX, LEVEL_MAX, Leaf};
+use crate::chunk::repair::RepairEvent;
 use crate::chunk::{Chunks, check_state};
 use crate::device::BLOCK_BYTES;
 use crate::group::{GroupState, InstallError, InstalledSlot, StoreError};
@@ -120,7 +121,10 @@ impl Chunks {
             return Err(StoreError::Busy.into());
         }
         assert!(index >= found.header.index, "{group} is installed at {index}, behind {}", found.header.index);
-        let counts = found.header.counts.ok_or(InstallError::MapLost)?;
+        let Some(counts) = found.header.counts else {
+            self.repair_events.push(RepairEvent::Unknown { group });
+            return Err(InstallError::MapLost);
+        };
         if counts.hash != hash && !holdfast_planted::is(holdfast_planted::Bug::InstallAnyMap) {
             return Err(InstallError::Hash { found: counts.hash, expected: hash });
         }

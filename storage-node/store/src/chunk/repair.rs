@@ -78,6 +78,8 @@ pub enum RepairEvent {
     SlotRead { token: u64, result: Result<SlotCopy, ReadError> },
     /// The answer to [`Chunks::mend`].
     Mended { token: u64, result: Mending },
+    /// An install cannot end before a pass of the scrub has seen all of the map: a page of it was lost.
+    Unknown { group: GroupId },
     /// The step of a scrub is done, and with it perhaps the pass.
     Scrubbed { bytes: u64, finished: bool },
 }

@@ -28,6 +28,9 @@ use crate::chunk::{Chunks, Pending};
 use crate::device::BLOCK_BYTES;
 use crate::ops::{DeviceError, DeviceOp};
 
+/// A step goes on until it has read as much: what is small (headers, sparse leaves) is not worth a wake-up each.
+const STEP_BYTES: u64 = 256 << 10;
+
 /// A pass that stands still, or none.
 #[derive(Debug, Default)]
 pub struct Scrub {
@@ -133,7 +136,7 @@ impl Chunks {
 
     /// Goes on until something has to be waited for.
     fn advance_scrub(&mut self) {
-        while self.scrub.waiting == 0 && self.scrub.bytes == 0 {
+        while self.scrub.waiting == 0 && self.scrub.bytes < STEP_BYTES {
             let Some(at) = self.scrub.at else { break };
             match at.stage {
                 Stage::Header => self.scrub_header(at.group),

@@ -207,22 +207,9 @@ pub async fn list_nodes(cluster: &Cluster) -> Result<v1::ListNodesResponse> {
 /// Every volume with what its replicas say.
 pub async fn all_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
     let mut volumes = Vec::new();
-    for listed in list_volumes(cluster).await? {
-        let request = v1::GetVolumeRequest { volume: listed.volume_id };
-        let got = cluster.call(|mut client| {
-            let request = request.clone();
-            async move { client.get_volume(request).await }
-        });
-        volumes.extend(got.await?.volume);
-    }
-    Ok(volumes)
-}
-
-pub async fn list_volumes(cluster: &Cluster) -> Result<Vec<v1::Volume>> {
-    let mut volumes = Vec::new();
     let mut after = String::new();
     loop {
-        let request = v1::ListVolumesRequest { after, limit: 0 };
+        let request = v1::ListVolumesRequest { after, limit: 0, with_replicas: true };
         let page = cluster.call(|mut client| {
             let request = request.clone();
             async move { client.list_volumes(request).await }

@@ -476,9 +476,9 @@ pub struct PeerStatus {
 /// Which replicas to tell of.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListReplicasRequest {
-    /// Only of this volume; empty: of every volume.
-    #[prost(string, tag = "1")]
-    pub volume_id: ::prost::alloc::string::String,
+    /// Only of these volumes; none: of every volume.
+    #[prost(string, repeated, tag = "1")]
+    pub volume_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What the node's replicas say.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1568,11 +1568,14 @@ pub struct ListVolumesRequest {
     /// At most so many, 1 to 1000; zero: 1000.
     #[prost(uint32, tag = "2")]
     pub limit: u32,
+    /// With what only the replicas know: roles, indexes, health, leader, epoch. Every node that holds one is asked.
+    #[prost(bool, tag = "3")]
+    pub with_replicas: bool,
 }
 /// One page of volumes.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListVolumesResponse {
-    /// Without what only the replicas know: roles, indexes, health, leader, epoch.
+    /// In the order of their names.
     #[prost(message, repeated, tag = "1")]
     pub volumes: ::prost::alloc::vec::Vec<Volume>,
     /// Pass as `after` for the next page; empty: this was the last.

@@ -154,7 +154,7 @@ pub async fn catalogue(client: &Client) -> Result<Catalogue, CallError> {
     let mut volumes = Vec::new();
     let mut after = String::new();
     for _ in 0..PAGES_MAX {
-        let request = v1::ListVolumesRequest { after: after.clone(), limit: PAGE };
+        let request = v1::ListVolumesRequest { after: after.clone(), limit: PAGE, with_replicas: false };
         let page = client
             .call(|mut cluster| {
                 let request = request.clone();

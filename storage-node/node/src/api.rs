@@ -8,7 +8,7 @@ mod metrics;
 mod node;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -46,8 +46,16 @@ pub(crate) struct Services {
     pub(crate) config: Arc<Config>,
     pub(crate) control: Control,
     tls: watch::Receiver<TlsConfigs>,
+    channels: Mutex<Channels>,
     pub(crate) node: NodeId,
     pub(crate) started: Instant,
+}
+
+/// Channels to other nodes by address, kept: a handshake costs more than many calls.
+struct Channels {
+    /// What those were opened with.
+    tls: watch::Receiver<TlsConfigs>,
+    open: BTreeMap<String, Channel>,
 }
 
 /// Serves until a signal, or until the data thread has ended by itself; stops the data thread, also where it fails.
@@ -88,6 +96,7 @@ async fn serve_calls(
         config: Arc::clone(config),
         control: control.clone(),
         tls: tls.clone(),
+        channels: Mutex::new(Channels { tls: tls.clone(), open: BTreeMap::new() }),
         node,
         started: Instant::now(),
     });
@@ -178,10 +187,25 @@ impl Services {
         }
     }
 
+    /// Another node's control API. The channel connects anew by itself where it has to.
     pub(crate) async fn peer(&self, address: &str) -> Result<Channel, Status> {
-        channel::connect(address, &self.tls(), PEER_WITHIN)
-            .await
-            .map_err(|error| Status::unavailable(error.to_string()))
+        let tls = {
+            let mut channels = self.channels.lock().expect("no holder panics");
+            if channels.tls.has_changed().unwrap_or(false) {
+                channels.open.clear();
+            }
+            if let Some(channel) = channels.open.get(address) {
+                return Ok(channel.clone());
+            }
+            channels.tls.borrow_and_update().clone()
+        };
+        let channel = channel::connect(address, &tls, PEER_WITHIN).await;
+        let channel = channel.map_err(|error| Status::unavailable(error.to_string()))?;
+        let mut channels = self.channels.lock().expect("no holder panics");
+        if !channels.tls.has_changed().unwrap_or(false) {
+            channels.open.insert(address.to_owned(), channel.clone());
+        }
+        Ok(channel)
     }
 
     /// Formats an empty disk where the node was told to join.
@@ -227,12 +251,11 @@ async fn watch_credentials(services: Arc<Services>, tls: watch::Sender<TlsConfig
 async fn register(services: Arc<Services>) {
     let mut pause = REGISTER_EVERY;
     let mut told = String::new();
-    let mut kept = None;
     services.maybe_format().await;
     loop {
         tokio::time::sleep(pause).await;
         let Some(request) = services.registration().await else { continue };
-        match register_once(&services, &request, &mut kept).await {
+        match register_once(&services, &request).await {
             Ok(nodes) => {
                 pause = REPORT_EVERY;
                 services.control.call(Call::Learn(nodes)).await;
@@ -253,13 +276,8 @@ async fn register(services: Arc<Services>) {
     }
 }
 
-/// At this node if it leads the metadata plane, else where it says, else anywhere. `kept`: the connection of the last
-/// time, with its address; a handshake costs more than many reports.
-async fn register_once(
-    services: &Services,
-    request: &v1::RegisterRequest,
-    kept: &mut Option<(String, Channel)>,
-) -> Result<Vec<NodeAddress>, Status> {
+/// At this node if it leads the metadata plane, else where it says, else anywhere.
+async fn register_once(services: &Services, request: &v1::RegisterRequest) -> Result<Vec<NodeAddress>, Status> {
     let mut last = match cluster::register(services, request).await {
         Ok(response) => return convert::addresses(response.nodes),
         Err(status) => status,
@@ -268,20 +286,12 @@ async fn register_once(
     addresses.extend(services.addresses().await.into_values().map(|address| address.api));
     addresses.extend(services.config.join.iter().flat_map(|join| join.seeds.clone()));
     for address in addresses {
-        let former = kept.take().filter(|(to, _)| *to == address).map(|(_, channel)| channel);
         let result = async {
-            let channel = match former {
-                Some(channel) => channel,
-                None => services.peer(&address).await?,
-            };
-            let response = ClusterClient::new(channel.clone()).register(request.clone()).await?;
-            Ok((channel, response))
+            let channel = services.peer(&address).await?;
+            ClusterClient::new(channel).register(request.clone()).await
         };
         match result.await {
-            Ok((channel, response)) => {
-                *kept = Some((address, channel));
-                return convert::addresses(response.into_inner().nodes);
-            }
+            Ok(response) => return convert::addresses(response.into_inner().nodes),
             Err(status) => last = status,
         }
     }

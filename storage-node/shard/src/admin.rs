@@ -31,6 +31,8 @@ pub enum AdminRequest {
     Detach { volume: VolumeId, epoch: Epoch },
     /// What this node itself knows, without asking anybody.
     Report,
+    /// The same of some volumes alone; of all where none is named.
+    Volumes { volumes: Vec<VolumeId> },
     /// How full its disk is.
     Usage,
 }
@@ -77,6 +79,7 @@ pub enum AdminReply {
     /// The epoch is over, now or since some time.
     Detached,
     Report(Box<ShardReport>),
+    Volumes(Vec<VolumeReport>),
     Usage(Usage),
     Failed(AdminError),
 }

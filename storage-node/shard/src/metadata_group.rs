@@ -119,7 +119,7 @@ impl MetadataGroup {
             AdminRequest::Change(command) => self.propose(core, &command, Proposal::Admin(token)),
             AdminRequest::CreateVolume(new) => self.read(core, Read::Create { token, new }),
             AdminRequest::Catalogue => self.read(core, Read::Admin(token)),
-            AdminRequest::Found { .. } | AdminRequest::Report | AdminRequest::Usage => {
+            AdminRequest::Found { .. } | AdminRequest::Report | AdminRequest::Volumes { .. } | AdminRequest::Usage => {
                 unreachable!("answered by the shard itself")
             }
             AdminRequest::Attach(_) | AdminRequest::Detach { .. } => unreachable!("answered by the volume's replica"),

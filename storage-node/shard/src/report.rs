@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use holdfast_consensus::{Configuration, LogIndex, ProgressState, Role};
-use holdfast_id::{GroupId, ReplicaId};
+use holdfast_id::{GroupId, ReplicaId, VolumeId};
 use holdfast_replica::replica::RebuildCounters;
 use holdfast_replica::{Replica, StateMachine};
 
 use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
 use crate::shard::Shard;
+use crate::volume_group::VolumeGroup;
 
 impl Shard {
     /// Whether this node's replica of the group leads and serves.
@@ -75,7 +76,27 @@ impl Shard {
     pub fn report(&self) -> ShardReport {
         let superblock = self.core.store.superblock();
         let metadata = self.metadata.as_ref().map(|group| replica(&group.replica, group.serving(), group.stopped()));
-        let volumes = self.volumes.values().map(|group| {
+        let peers = self.core.watched.iter();
+        ShardReport {
+            disk: superblock.disk,
+            boot_epoch: superblock.boot_epoch,
+            usage: self.core.store.usage(),
+            metadata,
+            catalogue_hash: self.metadata.as_ref().map(|group| group.catalogue().state_hash()),
+            volumes: self.report_volumes(&[]),
+            damaged: self.damaged.iter().map(|(group, reason)| (*group, reason.clone())).collect(),
+            counters: self.core.store.counters(),
+            log_damage: self.recovery.report(self.core.now),
+            scrub: self.scrub.report(self.core.now),
+            peers: peers
+                .map(|node| (*node, self.core.connected.contains(node), self.core.pairs.is_suspected(*node)))
+                .collect(),
+        }
+    }
+
+    /// Of those that are here; of all where none is named.
+    pub(crate) fn report_volumes(&self, wanted: &[VolumeId]) -> Vec<VolumeReport> {
+        let report = |group: &VolumeGroup| {
             let volume = &group.replica.machine().volume;
             VolumeReport {
                 volume: volume.id(),
@@ -87,23 +108,11 @@ impl Shard {
                 repair: self.repairs.report(group.replica.group(), self.core.now),
                 rebuilds: group.replica.rebuilds(),
             }
-        });
-        let peers = self.core.watched.iter();
-        ShardReport {
-            disk: superblock.disk,
-            boot_epoch: superblock.boot_epoch,
-            usage: self.core.store.usage(),
-            metadata,
-            catalogue_hash: self.metadata.as_ref().map(|group| group.catalogue().state_hash()),
-            volumes: volumes.collect(),
-            damaged: self.damaged.iter().map(|(group, reason)| (*group, reason.clone())).collect(),
-            counters: self.core.store.counters(),
-            log_damage: self.recovery.report(self.core.now),
-            scrub: self.scrub.report(self.core.now),
-            peers: peers
-                .map(|node| (*node, self.core.connected.contains(node), self.core.pairs.is_suspected(*node)))
-                .collect(),
+        };
+        if wanted.is_empty() {
+            return self.volumes.values().map(report).collect();
         }
+        wanted.iter().filter_map(|volume| self.volumes.get(&GroupId::first(*volume))).map(report).collect()
     }
 }
 

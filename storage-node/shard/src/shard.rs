@@ -399,6 +399,10 @@ impl Shard {
                 let report = Box::new(self.report());
                 self.core.effects.admin.push((token, AdminReply::Report(report)));
             }
+            (AdminRequest::Volumes { volumes }, _) => {
+                let reports = self.report_volumes(&volumes);
+                self.core.effects.admin.push((token, AdminReply::Volumes(reports)));
+            }
             (AdminRequest::Usage, _) => {
                 let usage = self.core.store.usage();
                 self.core.effects.admin.push((token, AdminReply::Usage(usage)));

@@ -1,5 +1,6 @@
 //! The service `Cluster`: what concerns the catalogue. Answered by the metadata leader; others say who that is.
 
+use futures::future::join_all;
 use holdfast_api::refusal::refuse;
 use holdfast_api::v1;
 use holdfast_api::v1::cluster_server::Cluster;
@@ -210,8 +211,16 @@ impl Cluster for Services {
             (Some((last, _)), Some(_)) => (*last).to_owned(),
             _ => String::new(),
         };
-        let volumes = page.into_iter().map(|(_, (id, volume))| convert::volume(&catalogue, id, volume));
-        Ok(Response::new(v1::ListVolumesResponse { volumes: volumes.collect(), next, revision: catalogue.revision() }))
+        let page: Vec<(VolumeId, &Volume)> = page.into_iter().map(|(_, found)| found).collect();
+        let mut volumes: Vec<v1::Volume> =
+            page.iter().map(|(id, volume)| convert::volume(&catalogue, *id, volume)).collect();
+        if request.with_replicas {
+            let answers = self.ask_replicas(&catalogue, &page).await;
+            for ((_, volume), view) in page.iter().zip(&mut volumes) {
+                judge_volume(&catalogue, volume, view, &answers);
+            }
+        }
+        Ok(Response::new(v1::ListVolumesResponse { volumes, next, revision: catalogue.revision() }))
     }
 
     async fn get_volume(
@@ -220,8 +229,7 @@ impl Cluster for Services {
     ) -> Result<Response<v1::GetVolumeResponse>, Status> {
         let catalogue = self.catalogue().await?;
         let (id, volume) = find(&catalogue, &request.into_inner().volume)?;
-        let mut view = convert::volume(&catalogue, id, volume);
-        self.ask_replicas(&catalogue, volume, &mut view).await;
+        let view = self.look_at_volume(&catalogue, id, volume).await;
         Ok(Response::new(v1::GetVolumeResponse { volume: Some(view) }))
     }
 
@@ -274,8 +282,7 @@ impl Cluster for Services {
         let reasons = match request.kind() {
             v1::SubjectKind::Volume => {
                 let (id, volume) = find(&catalogue, &request.name)?;
-                let mut view = convert::volume(&catalogue, id, volume);
-                self.ask_replicas(&catalogue, volume, &mut view).await;
+                let view = self.look_at_volume(&catalogue, id, volume).await;
                 let planned = explain_volume(&catalogue, id).into_iter().map(convert::reason);
                 let names =
                     catalogue.nodes().iter().map(|(id, node)| (id.to_string(), node.name.to_string())).collect();
@@ -484,43 +491,70 @@ impl Services {
         Err(refuse(Code::FailedPrecondition, "DiskServes", &message))
     }
 
-    /// Asks every member's node, side by side, what its replica says; fills in what they answer and judges it.
-    async fn ask_replicas(&self, catalogue: &Catalogue, volume: &Volume, view: &mut v1::Volume) {
-        let mut asked = Vec::new();
-        let coming = volume.replacement.iter().map(|replacement| &replacement.new);
-        let places: Vec<Place> = volume.members.iter().chain(coming).map(|entry| Place::from(entry.member)).collect();
-        for place in &places {
-            let node = catalogue.nodes().get(&place.node).filter(|_| catalogue.counts(place));
-            let address = node.map(|node| node.api_address.clone());
-            let (tls, volume_id, replica_id) = (self.tls(), view.volume_id.clone(), place.replica.to_string());
-            asked.push(tokio::spawn(async move {
-                let channel = holdfast_api::channel::connect(&address?, &tls, PEER_WITHIN).await.ok()?;
-                let request = v1::ListReplicasRequest { volume_id };
-                let answer = tokio::time::timeout(PEER_WITHIN, NodeClient::new(channel).list_replicas(request)).await;
-                answer.ok()?.ok()?.into_inner().replicas.into_iter().find(|replica| replica.replica_id == replica_id)
-            }));
+    async fn look_at_volume(&self, catalogue: &Catalogue, id: VolumeId, volume: &Volume) -> v1::Volume {
+        let mut view = convert::volume(catalogue, id, volume);
+        let answers = self.ask_replicas(catalogue, &[(id, volume)]).await;
+        judge_volume(catalogue, volume, &mut view, &answers);
+        view
+    }
+
+    /// What the replicas of these volumes say, by their identifiers. Every node is asked once, all side by side; who does
+    /// not answer in time is missing.
+    async fn ask_replicas(
+        &self,
+        catalogue: &Catalogue,
+        volumes: &[(VolumeId, &Volume)],
+    ) -> BTreeMap<String, v1::LocalReplica> {
+        let mut asked: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for (id, volume) in volumes {
+            for place in places(volume).filter(|place| catalogue.counts(place)) {
+                let Some(node) = catalogue.nodes().get(&place.node) else { continue };
+                asked.entry(&node.api_address).or_default().push(id.to_string());
+            }
         }
-        let mut answers = Vec::new();
-        for task in asked {
-            answers.push(task.await.ok().flatten());
-        }
-        let leader = answers.iter().flatten().filter(|answer| answer.serving).max_by_key(|answer| answer.term).cloned();
-        for ((replica, answer), place) in view.replicas.iter_mut().zip(answers).zip(&places) {
-            judge(replica, answer, leader.as_ref(), catalogue.counts(place), &view.name);
-        }
-        // One that is on its way in is not missed yet.
-        let members = &view.replicas[..volume.members.len()];
-        view.health = match (&leader, members.iter().all(|replica| replica.healthy)) {
-            (None, _) => v1::VolumeHealth::Unavailable,
-            (Some(_), true) => v1::VolumeHealth::Healthy,
-            (Some(_), false) => v1::VolumeHealth::Degraded,
-        }
-        .into();
-        if let Some(leader) = leader {
-            view.leader_node_id = leader.leader_node_id;
-            view.epoch = leader.epoch;
-            view.attached_to = leader.attached_to;
-        }
+        let asked = asked.into_iter().map(async |(address, volume_ids)| {
+            let ask = async {
+                let channel = self.peer(address).await?;
+                NodeClient::new(channel).list_replicas(v1::ListReplicasRequest { volume_ids }).await
+            };
+            tokio::time::timeout(PEER_WITHIN, ask).await.ok()?.ok()
+        });
+        let answers = join_all(asked).await.into_iter().flatten().flat_map(|answer| answer.into_inner().replicas);
+        answers.map(|answer| (answer.replica_id.clone(), answer)).collect()
+    }
+}
+
+/// Where copies of a volume are, or are about to be.
+fn places(volume: &Volume) -> impl Iterator<Item = Place> {
+    let coming = volume.replacement.iter().map(|replacement| &replacement.new);
+    volume.members.iter().chain(coming).map(|entry| Place::from(entry.member))
+}
+
+fn judge_volume(
+    catalogue: &Catalogue,
+    volume: &Volume,
+    view: &mut v1::Volume,
+    answers: &BTreeMap<String, v1::LocalReplica>,
+) {
+    let places: Vec<Place> = places(volume).collect();
+    let answers: Vec<Option<&v1::LocalReplica>> =
+        places.iter().map(|place| answers.get(&place.replica.to_string())).collect();
+    let leader = answers.iter().flatten().filter(|answer| answer.serving).max_by_key(|answer| answer.term).copied();
+    for ((replica, answer), place) in view.replicas.iter_mut().zip(answers).zip(&places) {
+        judge(replica, answer.cloned(), leader, catalogue.counts(place), &view.name);
+    }
+    // One that is on its way in is not missed yet.
+    let members = &view.replicas[..volume.members.len()];
+    view.health = match (leader, members.iter().all(|replica| replica.healthy)) {
+        (None, _) => v1::VolumeHealth::Unavailable,
+        (Some(_), true) => v1::VolumeHealth::Healthy,
+        (Some(_), false) => v1::VolumeHealth::Degraded,
+    }
+    .into();
+    if let Some(leader) = leader {
+        view.leader_node_id.clone_from(&leader.leader_node_id);
+        view.epoch = leader.epoch;
+        view.attached_to.clone_from(&leader.attached_to);
     }
 }
 

@@ -80,7 +80,7 @@ impl Node for Services {
         let disk_id = self.format(cluster).await?;
         self.call(Call::Learn(seeds)).await?;
         let registered = match self.registration().await {
-            Some(registration) => register_once(self, &registration, &mut None).await.is_ok(),
+            Some(registration) => register_once(self, &registration).await.is_ok(),
             None => false,
         };
         Ok(Response::new(v1::JoinResponse { disk_id, registered }))
@@ -148,10 +148,12 @@ impl Node for Services {
         &self,
         request: Request<v1::ListReplicasRequest>,
     ) -> Result<Response<v1::ListReplicasResponse>, Status> {
-        let wanted = request.into_inner().volume_id;
-        let report = self.report().await?;
-        let replicas = report.volumes.iter().filter(|volume| wanted.is_empty() || volume.volume.to_string() == wanted);
-        let replicas = replicas.map(|volume| {
+        let wanted = request.into_inner().volume_ids;
+        let volumes = wanted.iter().map(|id| convert::parse("volume_ids", id)).collect::<Result<_, _>>()?;
+        let AdminReply::Volumes(reports) = self.admin(AdminRequest::Volumes { volumes }).await? else {
+            return Err(Status::internal("an answer of the wrong kind"));
+        };
+        let replicas = reports.iter().map(|volume| {
             let replica = &volume.replica;
             v1::LocalReplica {
                 volume_id: volume.volume.to_string(),

@@ -98,3 +98,4 @@ const _: () = assert!(holdfast_volume::command::PAYLOAD_BYTES_MAX <= holdfast_st
 const _: () = assert!(
     holdfast_block::REQUEST_BYTES_MAX / holdfast_block::PHYSICAL_BLOCK_BYTES < holdfast_store::chunk::READ_BLOCKS_MAX
 );
+const _: () = assert!(holdfast_volume::volume::SNAPSHOTS_MAX <= holdfast_store::chunk::SNAPSHOTS_MAX);

@@ -335,8 +335,9 @@ impl<S: StateMachine> Replica<S> {
             // The log was enough after all, or the word that this is installed was lost.
             return rebuilds.replies.push((offer.from, RebuildMessage::Done { id: offer.id }));
         }
-        if offer.position.index < self.checkpointed {
-            // The base here comes of a later state. Another offer follows.
+        let index = offer.position.index;
+        if index < self.checkpointed || index == self.checkpointed && self.machine.snapshots().contains(&index.0) {
+            // The base here comes of this snapshot or of a later state. Another offer follows.
             return rebuilds.replies.push((offer.from, RebuildMessage::Done { id: offer.id }));
         }
         rebuilds.receiver = None;

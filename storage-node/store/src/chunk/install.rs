@@ -102,8 +102,8 @@ impl Chunks {
 
     /// Ends the install: the group is what the sender has at `index`, with `state` as of it; `CheckpointDone` follows.
     /// Every slot has to be committed before. Also for a delta without any slot. `snapshots`: those of the
-    /// state. One at `index` itself is taken with it where it is not here; then older ones may be gone, for the log deletes
-    /// them later. Otherwise all have to be here. What is here beside them goes.
+    /// state. One at `index` itself is taken with it where it is not here; where there is one, older ones may be gone, for the
+    /// log deletes them later. Otherwise all have to be here. What is here beside them goes.
     ///
     /// # Panics
     /// Where `index` is below the last checkpoint.
@@ -137,7 +137,7 @@ impl Chunks {
         let wanted: BTreeSet<u64> = snapshots.iter().copied().collect();
         let missing: Vec<u64> = wanted.difference(&held).copied().filter(|missing| *missing != index).collect();
         let taken = wanted.contains(&index) && !held.contains(&index);
-        if let Some(first) = missing.first().filter(|_| !taken) {
+        if let Some(first) = missing.first().filter(|_| !wanted.contains(&index)) {
             return Err(InstallError::Snapshots { first: *first, count: missing.len() });
         }
         let snapshot = taken.then(|| (state.position.clone(), state.state.clone()));

@@ -224,6 +224,34 @@ fn deltas_to_each_snapshot_and_then_to_the_end_bring_the_snapshots() {
     }
 }
 
+/// The sender has none of them any more, and the next of its states does not name them.
+#[test]
+fn older_snapshots_that_are_deleted_since_do_not_hold_up_one_that_is_brought_twice() {
+    let mut log = log_with_snapshots(2);
+    (log[11].snapshot, log[31].snapshot) = (None, None);
+    let mut receiver = machine(2, &log, 3);
+    let mut first = delta(&log, 25, 3);
+    first.snapshots = vec![12, 25];
+    assert!(receiver.install(&first, &log, 5, u64::MAX).1);
+    assert_eq!(receiver.snapshots(group(0)), [25]);
+    let next = delta(&log, 43, 25);
+    for slot in &next.slots[..2] {
+        receiver.chunks.install(group(0), 43, slot.clone()).unwrap();
+    }
+    receiver.commit_install();
+    receiver.settle();
+    let mut again = delta(&log, 25, 0);
+    again.snapshots = vec![12, 25];
+    let known: BTreeMap<u64, u64> = again.slots.iter().map(|slot| (slot.slot, slot.index)).collect();
+    for slot in receiver.own(0).into_keys().filter(|slot| !known.contains_key(slot)) {
+        let gone = InstalledSlot { slot, index: 0, present: 0, data: Bytes::new(), checksums: [].into() };
+        receiver.chunks.install(group(0), 43, gone).unwrap();
+    }
+    assert!(receiver.install(&again, &log, 5, u64::MAX).1);
+    assert_eq!(receiver.snapshots(group(0)), [25]);
+    receiver.check_leaks();
+}
+
 #[test]
 fn an_install_without_a_snapshot_that_the_state_names_does_not_end() {
     let log = log_with_snapshots(1);

@@ -116,6 +116,11 @@ identifier!(
     ReplicaId
 );
 
+identifier!(
+    /// A snapshot of one volume, named by whoever asks for it, so that asking again is harmless.
+    SnapshotId
+);
+
 /// A consensus group: one shard of one volume, or the metadata plane.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct GroupId {

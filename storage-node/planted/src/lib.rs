@@ -37,6 +37,10 @@ bugs! {
     ReuseSlotUnderLog = "reuse-slot-under-log",
     /// A checkpoint's header is written without a flush of what it names.
     SkipSlotFlush = "skip-slot-flush",
+    /// What a group's map gives up is freed though a snapshot names it.
+    FreeSnapshotSlot = "slot-freed-while-a-snapshot-names-it",
+    /// A replica takes a snapshot once it has applied all that is committed, instead of at its entry.
+    SnapshotAfterBatch = "snapshot-at-different-indexes-on-two-replicas",
     /// A delta is taken for complete whatever the hash of the map is.
     InstallAnyMap = "install-any-map",
     /// Recovery ends the log at the first bad checksum, whatever follows.

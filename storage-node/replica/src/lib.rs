@@ -15,4 +15,4 @@ pub mod wire;
 
 pub use change::Change;
 pub use codec::{DecodeError, Directory, LogCommand};
-pub use replica::{Applied, Context, Output, Replica, StateMachine};
+pub use replica::{Applied, Context, Keeping, Output, Replica, StateMachine};

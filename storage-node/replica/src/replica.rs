@@ -60,6 +60,9 @@ pub trait StateMachine {
 
     fn encode_state(&self) -> Bytes;
 
+    /// Indices of the entries whose blocks are kept, rising.
+    fn snapshots(&self) -> Vec<u64>;
+
     /// # Errors
     /// The state cannot be read by this build, and why.
     fn decode_state(state: &Bytes) -> Result<Self, String>
@@ -72,6 +75,17 @@ pub struct Applied<O> {
     pub outcome: O,
     /// Changes of the volume's blocks, visible to reads when `apply` has returned.
     pub mutations: Vec<Mutation>,
+    /// Only without mutations.
+    pub keeping: Option<Keeping>,
+}
+
+/// What an entry does to the blocks that are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// As of this entry.
+    Keep,
+    /// Those of an earlier entry go.
+    Drop { index: u64 },
 }
 
 /// What a replica borrows from its shard for the length of one call.
@@ -731,16 +745,19 @@ impl<S: StateMachine> Replica<S> {
         if self.rebuilds.installing() {
             return;
         }
+        let mut late = None;
         while self.applied.index < self.apply_to {
             let index = self.applied.index.next();
             let entry = self.raft.entry(index).expect("a committed entry above the applied one is in the log").clone();
             let mut mutations = Vec::new();
+            let mut keeping = None;
             match entry.body {
                 Body::Noop => {}
                 Body::Configuration(configuration) => self.configuration = configuration,
                 Body::Command(command) => match self.machine.apply(index, &command) {
                     Ok(applied) => {
                         mutations = applied.mutations;
+                        keeping = applied.keeping;
                         self.applied_bytes += command.header.len() + command.payload.len();
                         outputs.push(Output::Applied { position: entry.position, outcome: applied.outcome });
                     }
@@ -755,6 +772,17 @@ impl<S: StateMachine> Replica<S> {
                 store.apply(self.group, index.0, mutations);
             }
             self.applied = entry.position;
+            if holdfast_planted::is(Bug::SnapshotAfterBatch) && keeping == Some(Keeping::Keep) {
+                late = keeping.take();
+            }
+            if self.applied.index == self.apply_to {
+                keeping = keeping.or(late.take());
+            }
+            if let Some(keeping) = keeping
+                && let Err(error) = self.keep(store, keeping)
+            {
+                return self.stop(error.to_string(), outputs);
+            }
         }
         if let Some(term) = self.serving_when_applied.take_if(|term| *term <= self.applied.term) {
             outputs.push(Output::Serving(term));
@@ -765,17 +793,34 @@ impl<S: StateMachine> Replica<S> {
         }
     }
 
+    /// What the entry applied last says of snapshots.
+    fn keep(&mut self, store: &mut Store, keeping: Keeping) -> Result<(), StoreError> {
+        let index = self.applied.index.0;
+        match keeping {
+            Keeping::Drop { index: snapshot } => {
+                store.delete_snapshot(self.group, snapshot, index);
+                Ok(())
+            }
+            Keeping::Keep => store.take_snapshot(self.group, index, self.group_state()),
+        }
+    }
+
+    /// As of what was applied.
+    fn group_state(&self) -> GroupState {
+        let snapshot = Snapshot { configuration: self.configuration.clone(), machine: self.machine.encode_state() };
+        GroupState {
+            hard_state: self.encoded_hard_state(),
+            position: codec::encode_position(self.applied),
+            state: snapshot.encode(),
+        }
+    }
+
     fn start_checkpoint(&mut self, store: &mut Store, outputs: &mut Vec<Output<S::Outcome>>) {
         if self.checkpoint_running || self.stopped {
             return;
         }
-        let snapshot = Snapshot { configuration: self.configuration.clone(), machine: self.machine.encode_state() };
-        let snapshot = snapshot.encode();
-        let state = GroupState {
-            hard_state: self.encoded_hard_state(),
-            position: codec::encode_position(self.applied),
-            state: snapshot.clone(),
-        };
+        let state = self.group_state();
+        let snapshot = state.state.clone();
         match store.checkpoint(self.group, self.applied.index.0, state) {
             Ok(()) => {
                 self.rebuilds.note_checkpoint(self.applied, snapshot);

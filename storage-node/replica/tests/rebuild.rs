@@ -14,7 +14,7 @@ use holdfast_replica::rebuild::message::{RebuildMessage, decode, encode};
 use holdfast_replica::rebuild::receiver::{GiveUp, Offer, Receiver, ReceiverAction};
 use holdfast_replica::rebuild::sender::{Sender, SenderAction};
 use holdfast_replica::rebuild::{RebuildId, SLOTS_IN_FLIGHT_MAX};
-use holdfast_store::chunk::{Frozen, RepairEvent};
+use holdfast_store::chunk::{Frozen, Kept, RepairEvent};
 use holdfast_store::device::memory::MemoryDevice;
 use holdfast_store::device::{BLOCK_BYTES, Device};
 use holdfast_store::group::{GroupState, InstallError, Mutation, ReadError, StoreError, StoreEvent};
@@ -286,13 +286,13 @@ impl Run {
         let id = RebuildId { term: Term(1), number: self.number };
         let position = Position { term: Term(1), index: LogIndex(frozen.index) };
         let state = state(frozen.index).state;
-        let sender = Sender::new(id, frozen.id, position, frozen.hash.unwrap(), state, self.now);
+        let sender = Sender::new(id, Kept::Frozen(frozen.id), position, frozen.hash.unwrap(), state, self.now);
         self.sending = Some((sender, frozen));
     }
 
     fn drive_sender(&mut self) {
         let Some((sender, frozen)) = &mut self.sending else { return };
-        let (id, mut ended) = (frozen.id, false);
+        let (id, mut ended) = (Kept::Frozen(frozen.id), false);
         for action in sender.take_actions() {
             match action {
                 SenderAction::Send(message) => self.to_receiver.push(message),
@@ -300,7 +300,7 @@ impl Run {
                     self.sender.store.changed_since(group(), Some(id), above, from_slot, request);
                 }
                 SenderAction::Slot { request, slot } => {
-                    self.sender.store.read_frozen(group(), id, slot * 16, 16, request);
+                    self.sender.store.read_kept(group(), id, slot * 16, 16, request);
                 }
                 SenderAction::End { .. } => ended = true,
             }
@@ -389,7 +389,7 @@ impl Run {
             ReceiverAction::Finish { state: bytes } => {
                 let index = offer.position.index.0;
                 assert_eq!(bytes, state(index).state);
-                match self.receiver.store.finish_install(group(), index, state(index), offer.hash) {
+                match self.receiver.store.finish_install(group(), index, state(index), offer.hash, &[]) {
                     Ok(()) => self.finishing = Some(index),
                     Err(InstallError::Hash { .. }) => receiver.on_hash_mismatch(now),
                     Err(InstallError::Store(StoreError::Busy | StoreError::Full)) => receiver.on_finish_refused(now),
@@ -564,7 +564,8 @@ fn a_group_without_blocks_is_rebuilt_by_its_state_alone() {
     let frozen = run.sender.store.freeze(group()).unwrap();
     let id = RebuildId { term: Term(1), number: 1 };
     let position = Position { term: Term(1), index: LogIndex(frozen.index) };
-    let sender = Sender::new(id, frozen.id, position, frozen.hash.unwrap(), state(frozen.index).state, run.now);
+    let sender =
+        Sender::new(id, Kept::Frozen(frozen.id), position, frozen.hash.unwrap(), state(frozen.index).state, run.now);
     run.sending = Some((sender, frozen));
     for _ in 0..2_000 {
         run.step(false);

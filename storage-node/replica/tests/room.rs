@@ -38,7 +38,7 @@ impl StateMachine for Slots {
         } else {
             Mutation::Write { first_block, data, checksums }
         };
-        Ok(Applied { outcome: (), mutations: vec![mutation] })
+        Ok(Applied { outcome: (), mutations: vec![mutation], keeping: None })
     }
 
     fn payload_at(command: &LogCommand) -> Option<PayloadAt> {
@@ -49,6 +49,10 @@ impl StateMachine for Slots {
 
     fn encode_state(&self) -> Bytes {
         Bytes::new()
+    }
+
+    fn snapshots(&self) -> Vec<u64> {
+        Vec::new()
     }
 
     fn decode_state(_: &Bytes) -> Result<Slots, String> {

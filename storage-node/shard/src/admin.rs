@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use holdfast_consensus::{LogIndex, Member, Standing, Term};
-use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, VolumeId};
+use holdfast_id::{DiskId, GroupId, NodeId, ReplicaId, SnapshotId, VolumeId};
 use holdfast_metadata::catalogue::{FoundError, Founder};
 use holdfast_metadata::command::Command;
 use holdfast_metadata::planner::PlanError;
@@ -14,6 +14,7 @@ use holdfast_protocol::session::{Epoch, Instance};
 use holdfast_replica::rebuild::RebuildProgress;
 use holdfast_store::chunk::Counters;
 use holdfast_store::group::Usage;
+use holdfast_volume::volume::SNAPSHOTS_MAX;
 
 #[derive(Clone, Debug)]
 pub enum AdminRequest {
@@ -29,6 +30,11 @@ pub enum AdminRequest {
     Attach(AttachVolume),
     /// Ends the attachment of `epoch`, at the volume's leader.
     Detach { volume: VolumeId, epoch: Epoch },
+    /// Keeps a volume's blocks as of now, at the volume's leader. Repeating it is harmless: the snapshot is named by
+    /// whoever asks.
+    TakeSnapshot { volume: VolumeId, snapshot: SnapshotId, name: String },
+    /// Gives a snapshot back, at the volume's leader. One that is not there is success.
+    DeleteSnapshot { volume: VolumeId, snapshot: SnapshotId },
     /// What this node itself knows, without asking anybody.
     Report,
     /// The same of some volumes alone; of all where none is named.
@@ -78,6 +84,12 @@ pub enum AdminReply {
     },
     /// The epoch is over, now or since some time.
     Detached,
+    /// It is kept, now or since some time, as of this index of the volume's log.
+    SnapshotTaken {
+        index: LogIndex,
+    },
+    /// There is no such snapshot any more.
+    SnapshotDeleted,
     Report(Box<ShardReport>),
     Volumes(Vec<VolumeReport>),
     Usage(Usage),
@@ -107,6 +119,12 @@ pub enum AdminError {
     UnknownEpoch { epoch: Epoch, latest: Epoch },
     #[error("another attachment of the volume is under way; ask again")]
     AttachmentUnderWay,
+    #[error("the snapshot's name is none: {reason}")]
+    SnapshotName { reason: String },
+    #[error("the volume has another snapshot of this name or identifier: {name}, {snapshot}")]
+    SnapshotConflict { snapshot: SnapshotId, name: String },
+    #[error("the volume has {SNAPSHOTS_MAX} snapshots, the most there can be; delete some")]
+    TooManySnapshots,
 }
 
 /// A shard as it sees itself.
@@ -170,6 +188,28 @@ pub struct VolumeReport {
     /// Rebuilds that this replica serves, and the last one of each peer since it leads.
     pub rebuilds: Vec<(ReplicaId, RebuildProgress)>,
     pub repair: RepairReport,
+    /// As applied here, the oldest first.
+    pub snapshots: Vec<SnapshotReport>,
+}
+
+/// A snapshot as this replica has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotReport {
+    pub snapshot: SnapshotId,
+    pub name: String,
+    pub index: LogIndex,
+    /// Of the volume at that index.
+    pub size_bytes: u64,
+    /// `None`: it is applied and not on the disk yet, or not any more.
+    pub held: Option<HeldSnapshot>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldSnapshot {
+    /// Equal on every replica. `None`: parts of its map are lost here.
+    pub hash: Option<u128>,
+    /// Of the slots it names, whoever else does.
+    pub allocated_bytes: Option<u64>,
 }
 
 /// What the disk had lost of a group's blocks, since the start of the process.

@@ -4,6 +4,7 @@
 //! it under the same epoch, without an entry in the log. That is only true of a state at which this replica provably
 //! led and on which no other attachment is under way; the group sees to both.
 
+use holdfast_consensus::LogIndex;
 use holdfast_protocol::session::Epoch;
 use holdfast_protocol::session::Instance;
 use holdfast_volume::{Command, Name, Outcome, Volume};
@@ -46,9 +47,14 @@ impl Attaching {
 pub(crate) enum Order {
     Attach,
     Detach { epoch: Epoch },
+    Snapshot,
 }
 
 impl Order {
+    pub(crate) fn is_attachment(&self) -> bool {
+        matches!(self, Order::Attach | Order::Detach { .. })
+    }
+
     pub(crate) fn reply(&self, outcome: &Outcome) -> AdminReply {
         match (self, outcome) {
             (Order::Attach, Outcome::Attached { epoch, .. }) => AdminReply::Attached { epoch: *epoch, already: false },
@@ -60,6 +66,14 @@ impl Order {
                 AdminReply::Failed(AdminError::UnknownEpoch { epoch: *epoch, latest: *latest })
             }
             (Order::Detach { .. }, Outcome::Stale { .. }) => AdminReply::Detached,
+            (Order::Snapshot, Outcome::SnapshotTaken { index }) => {
+                AdminReply::SnapshotTaken { index: LogIndex(*index) }
+            }
+            (Order::Snapshot, Outcome::SnapshotDeleted) => AdminReply::SnapshotDeleted,
+            (Order::Snapshot, Outcome::SnapshotConflict { snapshot, name }) => {
+                AdminReply::Failed(AdminError::SnapshotConflict { snapshot: *snapshot, name: name.to_string() })
+            }
+            (Order::Snapshot, Outcome::TooManySnapshots) => AdminReply::Failed(AdminError::TooManySnapshots),
             // The instance is known already, which a random one is not: somebody repeats old entries.
             _ => AdminReply::Failed(AdminError::AttachmentUnderWay),
         }

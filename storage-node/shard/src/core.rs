@@ -227,12 +227,12 @@ impl Core {
         let purpose = ReadPurpose::Rebuild { request };
         self.reads.insert(token, PendingRead { group, first_block: 0, count: 0, purpose });
         match fetch {
-            Fetch::Changes { frozen, above, from_slot } => {
-                self.store.changed_since(group, frozen, above, from_slot, token);
+            Fetch::Changes { kept, above, from_slot } => {
+                self.store.changed_since(group, kept, above, from_slot, token);
             }
-            Fetch::Slot { frozen, slot } => {
+            Fetch::Slot { kept, slot } => {
                 let first_block = slot * u64::from(SLOT_BLOCKS);
-                self.store.read_frozen(group, frozen, first_block, SLOT_BLOCKS, token);
+                self.store.read_kept(group, kept, first_block, SLOT_BLOCKS, token);
             }
         }
     }

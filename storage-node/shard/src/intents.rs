@@ -322,7 +322,8 @@ fn obstacle(error: &StoreError) -> Obstacle {
         | StoreError::UnknownGroup
         | StoreError::Busy
         | StoreError::Damaged
-        | StoreError::Installing => Obstacle::Internal,
+        | StoreError::Installing
+        | StoreError::TooManySnapshots => Obstacle::Internal,
         StoreError::GroupExists => Obstacle::Conflict,
     }
 }

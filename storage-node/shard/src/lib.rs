@@ -22,8 +22,8 @@ mod volume_group;
 
 pub use access::ClientRole;
 pub use admin::{
-    AdminError, AdminReply, AdminRequest, AttachVolume, LastRepair, LogDamageReport, NewVolume, RepairReport,
-    ReplicaReport, ScrubReport, ShardReport, VolumeReport,
+    AdminError, AdminReply, AdminRequest, AttachVolume, HeldSnapshot, LastRepair, LogDamageReport, NewVolume,
+    RepairReport, ReplicaReport, ScrubReport, ShardReport, SnapshotReport, VolumeReport,
 };
 pub use core::{ClientId, Effects, NodeAddress, ReplicaNodes};
 pub use scrub::ScrubOptions;

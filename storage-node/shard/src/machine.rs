@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_consensus::LogIndex;
 use holdfast_metadata::{ApplyError, Catalogue};
-use holdfast_replica::{Applied, LogCommand, StateMachine};
+use holdfast_replica::{Applied, Keeping, LogCommand, StateMachine};
 use holdfast_store::group::{OUT_OF_PLACE_BYTES_MIN, PayloadAt};
 use holdfast_volume::{Command, DecodeError, Mutation, Outcome, Volume};
 
@@ -27,7 +27,11 @@ impl StateMachine for VolumeMachine {
                 holdfast_store::group::Mutation::Zero { first_block, count, discard }
             }
         });
-        Ok(Applied { outcome: applied.outcome, mutations: mutations.collect() })
+        let keeping = applied.keeping.map(|keeping| match keeping {
+            holdfast_volume::Keeping::Keep => Keeping::Keep,
+            holdfast_volume::Keeping::Drop { index } => Keeping::Drop { index },
+        });
+        Ok(Applied { outcome: applied.outcome, mutations: mutations.collect(), keeping })
     }
 
     fn payload_at(command: &LogCommand) -> Option<PayloadAt> {
@@ -47,6 +51,10 @@ impl StateMachine for VolumeMachine {
         self.volume.encode_state()
     }
 
+    fn snapshots(&self) -> Vec<u64> {
+        self.volume.snapshots().iter().map(|snapshot| snapshot.index).collect()
+    }
+
     fn decode_state(state: &Bytes) -> Result<VolumeMachine, String> {
         let volume = Volume::decode_state(state).map_err(|error| error.to_string())?;
         Ok(VolumeMachine { volume })
@@ -64,7 +72,7 @@ impl StateMachine for CatalogueMachine {
 
     fn apply(&mut self, index: LogIndex, command: &LogCommand) -> Result<Applied<Self::Outcome>, ApplyError> {
         let outcome = Arc::make_mut(&mut self.catalogue).apply(index.0, &command.header)?;
-        Ok(Applied { outcome, mutations: Vec::new() })
+        Ok(Applied { outcome, mutations: Vec::new(), keeping: None })
     }
 
     fn payload_at(_: &LogCommand) -> Option<PayloadAt> {
@@ -73,6 +81,10 @@ impl StateMachine for CatalogueMachine {
 
     fn encode_state(&self) -> Bytes {
         Bytes::from(self.catalogue.encode_state())
+    }
+
+    fn snapshots(&self) -> Vec<u64> {
+        Vec::new()
     }
 
     fn decode_state(state: &Bytes) -> Result<CatalogueMachine, String> {
@@ -86,3 +98,4 @@ const _: () = assert!(holdfast_volume::command::PAYLOAD_BYTES_MAX <= holdfast_st
 const _: () = assert!(
     holdfast_block::REQUEST_BYTES_MAX / holdfast_block::PHYSICAL_BLOCK_BYTES < holdfast_store::chunk::READ_BLOCKS_MAX
 );
+const _: () = assert!(holdfast_volume::volume::SNAPSHOTS_MAX <= holdfast_store::chunk::SNAPSHOTS_MAX);

@@ -122,7 +122,10 @@ impl MetadataGroup {
             AdminRequest::Found { .. } | AdminRequest::Report | AdminRequest::Volumes { .. } | AdminRequest::Usage => {
                 unreachable!("answered by the shard itself")
             }
-            AdminRequest::Attach(_) | AdminRequest::Detach { .. } => unreachable!("answered by the volume's replica"),
+            AdminRequest::Attach(_)
+            | AdminRequest::Detach { .. }
+            | AdminRequest::TakeSnapshot { .. }
+            | AdminRequest::DeleteSnapshot { .. } => unreachable!("answered by the volume's replica"),
         }
     }
 

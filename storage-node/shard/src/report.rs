@@ -5,8 +5,10 @@ use holdfast_consensus::{Configuration, LogIndex, ProgressState, Role};
 use holdfast_id::{GroupId, ReplicaId, VolumeId};
 use holdfast_replica::replica::RebuildCounters;
 use holdfast_replica::{Replica, StateMachine};
+use holdfast_store::chunk::SnapshotInfo;
+use holdfast_volume::{Snapshot, Volume};
 
-use crate::admin::{ReplicaReport, ShardReport, VolumeReport};
+use crate::admin::{HeldSnapshot, ReplicaReport, ShardReport, SnapshotReport, VolumeReport};
 use crate::shard::Shard;
 use crate::volume_group::VolumeGroup;
 
@@ -42,6 +44,7 @@ impl Shard {
         let metadata = self.metadata.iter().map(|metadata| metadata.replica.rebuild_counters());
         volumes.chain(metadata).fold(RebuildCounters::default(), |sum, of| RebuildCounters {
             installed: sum.installed + of.installed,
+            snapshots: sum.snapshots + of.snapshots,
             given_up: sum.given_up + of.given_up,
             hash_mismatches: sum.hash_mismatches + of.hash_mismatches,
         })
@@ -107,6 +110,7 @@ impl Shard {
                 lagging: lagging(&group.replica),
                 repair: self.repairs.report(group.replica.group(), self.core.now),
                 rebuilds: group.replica.rebuilds(),
+                snapshots: snapshots(volume, &self.core.store.snapshots(group.replica.group())),
             }
         };
         if wanted.is_empty() {
@@ -114,6 +118,20 @@ impl Shard {
         }
         wanted.iter().filter_map(|volume| self.volumes.get(&GroupId::first(*volume))).map(report).collect()
     }
+}
+
+fn snapshots(volume: &Volume, held: &[SnapshotInfo]) -> Vec<SnapshotReport> {
+    let report = |snapshot: &Snapshot| {
+        let held = held.iter().find(|held| held.index == snapshot.index);
+        SnapshotReport {
+            snapshot: snapshot.id,
+            name: snapshot.name.to_string(),
+            index: LogIndex(snapshot.index),
+            size_bytes: snapshot.size_bytes,
+            held: held.map(|held| HeldSnapshot { hash: held.hash, allocated_bytes: held.allocated_bytes }),
+        }
+    };
+    volume.snapshots().iter().map(report).collect()
 }
 
 /// Peers whose next entry has left the leader's log, until they are past its base again.

@@ -414,6 +414,12 @@ impl Shard {
             (AdminRequest::Detach { volume, epoch }, _) => {
                 self.on_volume_admin(token, volume, |group, core| group.on_detach(core, token, epoch));
             }
+            (AdminRequest::TakeSnapshot { volume, snapshot, name }, _) => {
+                self.on_volume_admin(token, volume, |group, core| group.on_take_snapshot(core, token, snapshot, name));
+            }
+            (AdminRequest::DeleteSnapshot { volume, snapshot }, _) => {
+                self.on_volume_admin(token, volume, |group, core| group.on_delete_snapshot(core, token, snapshot));
+            }
             (request, Some(metadata)) => {
                 self.core.touched.insert(metadata.group());
                 metadata.on_admin(&mut self.core, token, request);

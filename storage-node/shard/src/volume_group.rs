@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use bytes::Bytes;
 use holdfast_block::{Error, Operation};
 use holdfast_consensus::{LogIndex, Position, Refusal, Term};
-use holdfast_id::{NodeId, VolumeId};
+use holdfast_id::{NodeId, SnapshotId, VolumeId};
 use holdfast_protocol::session::{self, Epoch, Instance, Reply, Request, Session, Stamp};
 use holdfast_replica::{LogCommand, Output, Replica};
 use holdfast_store::group::ReadError;
@@ -250,7 +250,11 @@ impl VolumeGroup {
     fn attachment_under_way(&self) -> bool {
         let proposed = self.proposals.values().map(|(_, proposal)| proposal);
         let waiting = self.backlog.iter().map(|(_, proposal)| proposal);
-        proposed.chain(waiting).any(|proposal| matches!(proposal, Proposal::Order { .. } | Proposal::Attachment { .. }))
+        proposed.chain(waiting).any(|proposal| match proposal {
+            Proposal::Order { order, .. } => order.is_attachment(),
+            Proposal::Attachment { .. } => true,
+            Proposal::Io(_) | Proposal::Resize { .. } => false,
+        })
     }
 
     /// The right to look at the state comes as [`VolumeGroup::on_attach_ready`], or the loss of the leadership.
@@ -290,6 +294,24 @@ impl VolumeGroup {
             return fail(core, token, AdminError::AttachmentUnderWay);
         }
         self.propose_order(core, token, &Command::Detach { epoch }, Order::Detach { epoch });
+    }
+
+    pub(crate) fn on_take_snapshot(&mut self, core: &mut Core, token: u64, snapshot: SnapshotId, name: String) {
+        match Name::new(name) {
+            Ok(name) => self.on_snapshot_order(core, token, &Command::TakeSnapshot { snapshot, name }),
+            Err(error) => fail(core, token, AdminError::SnapshotName { reason: error.to_string() }),
+        }
+    }
+
+    pub(crate) fn on_delete_snapshot(&mut self, core: &mut Core, token: u64, snapshot: SnapshotId) {
+        self.on_snapshot_order(core, token, &Command::DeleteSnapshot { snapshot });
+    }
+
+    fn on_snapshot_order(&mut self, core: &mut Core, token: u64, command: &Command) {
+        if self.serving.is_none() {
+            return fail(core, token, self.led_elsewhere());
+        }
+        self.propose_order(core, token, command, Order::Snapshot);
     }
 
     fn propose_order(&mut self, core: &mut Core, token: u64, command: &Command, order: Order) {

@@ -7,14 +7,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use holdfast_client::Mode;
-use holdfast_id::DiskId;
+use holdfast_id::{DiskId, GroupId, SnapshotId};
 use holdfast_metadata::catalogue::DiskState;
 use holdfast_metadata::command::{Command, ResizeVolume, SetDiskState};
+use holdfast_shard::AdminRequest;
 
 use crate::connections::End;
 use crate::disk::{CrashMode, Fault};
 use crate::latency::Latency;
-use crate::machine::Power;
+use crate::machine::{Machine, Power};
 use crate::network::Link;
 use crate::prng::MILLION;
 use crate::world::{Timer, World};
@@ -61,6 +62,9 @@ pub enum FaultKind {
     /// An agent gives the volume back; another one attaches.
     Detach,
     Resize,
+    /// A snapshot of a volume is taken, or one is deleted. Not where data rots: what only a snapshot names is not
+    /// repaired.
+    Snapshot,
     /// A machine loses power and comes back with an empty disk: a new member, whose copies are made again. The same
     /// machine as whose log rots.
     DiskWiped,
@@ -72,6 +76,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
+    /// Those that any seed may use.
     pub const ALL: [FaultKind; 20] = [
         FaultKind::Kill,
         FaultKind::PowerLoss,
@@ -97,7 +102,14 @@ impl FaultKind {
 
     /// Something breaks, rather than being asked for.
     pub fn breaks(self) -> bool {
-        !matches!(self, FaultKind::TakeOver | FaultKind::Detach | FaultKind::Resize | FaultKind::MembershipChange)
+        !matches!(
+            self,
+            FaultKind::TakeOver
+                | FaultKind::Detach
+                | FaultKind::Resize
+                | FaultKind::Snapshot
+                | FaultKind::MembershipChange
+        )
     }
 }
 
@@ -122,6 +134,9 @@ pub struct Plan {
     pub struck: BTreeMap<FaultKind, u64>,
 }
 
+/// Snapshots of one volume that the workload keeps.
+const SNAPSHOTS_KEPT: usize = 6;
+
 impl World {
     /// The next fault, and the time of the one after it.
     pub(crate) fn strike(&mut self) {
@@ -131,6 +146,47 @@ impl World {
         }
         let pause = self.prng.duration(self.plan.pause_min, self.plan.pause_max);
         self.after(pause, Timer::Fault);
+    }
+
+    /// Asks whoever leads the volume for one more snapshot, or one less, and waits for nothing.
+    fn change_snapshots(&mut self, target: usize) -> bool {
+        self.note_snapshots();
+        let volume = self.targets[target].volume;
+        let leads = |machine: &Machine| {
+            machine.is_serving() && machine.shard.as_ref().is_some_and(|shard| shard.leads(GroupId::first(volume)))
+        };
+        let Some(leader) = self.machines.iter().position(leads) else { return false };
+        let report = self.machines[leader].shard.as_ref().expect("it leads").report();
+        let report = report.volumes.into_iter().find(|report| report.volume == volume);
+        let snapshots = report.map_or(Vec::new(), |report| report.snapshots);
+        let request =
+            if snapshots.len() < SNAPSHOTS_KEPT && (snapshots.is_empty() || self.prng.chance(MILLION * 6 / 10)) {
+                let number = u128::from(self.prng.next_u64()) + 1;
+                let snapshot = SnapshotId::from_bytes(number.to_be_bytes()).expect("it is not zero");
+                AdminRequest::TakeSnapshot { volume, snapshot, name: number.to_string() }
+            } else {
+                AdminRequest::DeleteSnapshot { volume, snapshot: self.prng.pick(&snapshots).snapshot }
+            };
+        self.tell(leader, request);
+        true
+    }
+
+    /// What a snapshot holds is the same on every replica, and the same for ever.
+    pub(crate) fn note_snapshots(&mut self) {
+        let reports = self.machines.iter().filter(|machine| machine.is_serving()).filter_map(|m| m.shard.as_ref());
+        for report in reports.flat_map(|shard| shard.report().volumes) {
+            for snapshot in report.snapshots {
+                let Some(hash) = snapshot.held.and_then(|held| held.hash) else { continue };
+                let known = *self.snapshots.entry((report.volume, snapshot.index)).or_insert(hash);
+                if known != hash && self.contradiction.is_none() {
+                    let text = format!(
+                        "snapshot {} of {} is {hash:032x} and was {known:032x}",
+                        snapshot.index.0, report.volume
+                    );
+                    self.contradiction = Some(text);
+                }
+            }
+        }
     }
 
     /// Whether it found something to break.
@@ -250,6 +306,7 @@ impl World {
                 self.tell_all(&Command::ResizeVolume(resize));
                 true
             }
+            FaultKind::Snapshot => self.change_snapshots(target),
             FaultKind::DiskWiped => {
                 let number = self.plan.fragile;
                 if self.wipes() >= WIPES_MAX || !self.lose(number, Power::Off, lasts) {

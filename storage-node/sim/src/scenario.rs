@@ -22,7 +22,7 @@ use crate::faults::{FaultKind, Plan};
 use crate::latency::Latency;
 use crate::machine::{Machine, Power};
 use crate::network::Link;
-use crate::prng::Prng;
+use crate::prng::{MILLION, Prng};
 use crate::workload::{Mix, Target};
 use crate::world::{Failure, Pace, Timer, World};
 
@@ -31,7 +31,7 @@ pub const OPERATIONS_MIN: u64 = 2_000;
 pub const FAULTS_MIN: u64 = 3;
 
 /// What must have happened sometimes, over many seeds, for their silence to mean anything.
-pub const MARKS: [&str; 14] = [
+pub const MARKS: [&str; 16] = [
     "a second leader",
     "a restart",
     "a checkpoint",
@@ -46,6 +46,8 @@ pub const MARKS: [&str; 14] = [
     "members of a volume moved under load",
     "a leader change in a joint change",
     "blocks repaired from a peer",
+    "snapshots on every replica",
+    "a snapshot brought by a rebuild",
 ];
 
 /// Members of the metadata plane.
@@ -186,6 +188,10 @@ impl Scenario {
         if nodes > 3 {
             // Where there is somewhere to move to, it is to be shown: a move takes seconds, and most strikes are in vain.
             kinds.extend([FaultKind::MembershipChange; 2]);
+        }
+        // By a source of their own, so that the other seeds stay what they are.
+        if !kinds.contains(&FaultKind::RottenData) && root.split("snapshots", 0).chance(MILLION / 2) {
+            kinds.extend([FaultKind::Snapshot; 3]);
         }
         let pause_max = *prng.pick(&[Duration::from_millis(300), Duration::from_secs(1), Duration::from_secs(2)]);
         let lasts_max = *prng.pick(&[Duration::from_millis(500), Duration::from_secs(2), Duration::from_secs(5)]);
@@ -400,6 +406,33 @@ impl Scenario {
                 return Err(if same_index { Failure::Incorrect(text) } else { self.stuck(&text) });
             }
         }
+        self.compare_snapshots()
+    }
+
+    /// Every replica has every snapshot of its volume's state, and no other content than any had before.
+    fn compare_snapshots(&mut self) -> Result<(), Failure> {
+        if !self.world.plan.kinds.contains(&FaultKind::Snapshot) {
+            return Ok(());
+        }
+        let whole = |world: &World| {
+            let serving = world.machines.iter().filter(|machine| machine.is_serving());
+            let reports = serving.filter_map(|machine| machine.shard.as_ref()).flat_map(|shard| shard.report().volumes);
+            let mut snapshots = reports.flat_map(|volume| volume.snapshots);
+            snapshots.all(|snapshot| snapshot.held.is_some_and(|held| held.hash.is_some()))
+        };
+        let all_whole = self.world.run_until(self.world.now + HEAL_MAX, whole)?;
+        self.world.note_snapshots();
+        if let Some(contradiction) = self.world.contradiction.take() {
+            return Err(Failure::Incorrect(contradiction));
+        }
+        if !all_whole {
+            let reports = self.reports().into_iter().flatten().flat_map(|report| report.volumes);
+            let lists: Vec<_> = reports.map(|volume| (volume.replica.replica, volume.snapshots)).collect();
+            return Err(Failure::Incorrect(format!("replicas lack snapshots: {lists:?}")));
+        }
+        if !self.world.snapshots.is_empty() {
+            self.world.marks.insert("snapshots on every replica");
+        }
         Ok(())
     }
 
@@ -498,6 +531,10 @@ impl Scenario {
         }
         if self.rebuilt() > 0 {
             self.world.marks.insert("a rebuild by delta");
+        }
+        let shards = self.world.machines.iter().filter_map(|machine| machine.shard.as_ref());
+        if shards.map(|shard| shard.rebuild_counters().snapshots).sum::<u64>() > 0 {
+            self.world.marks.insert("a snapshot brought by a rebuild");
         }
         if self.world.connections.statistics().dropped > 0 {
             self.world.marks.insert("a message dropped at a full buffer");

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use holdfast_block::Error;
 use holdfast_client::{ClientEffect, Mode};
-use holdfast_consensus::Timestamp;
-use holdfast_id::NodeId;
+use holdfast_consensus::{LogIndex, Timestamp};
+use holdfast_id::{NodeId, VolumeId};
 use holdfast_metadata::catalogue::DiskState;
 use holdfast_metadata::command::{Command, RegisterDisk, SetDiskState};
 use holdfast_protocol::session::Reply;
@@ -88,6 +88,10 @@ pub struct World {
     /// The workload submits nothing while false.
     pub working: bool,
     pub marks: BTreeSet<&'static str>,
+    /// What each snapshot's map was found to be, by the index of its entry.
+    pub snapshots: BTreeMap<(VolumeId, LogIndex), u128>,
+    /// Two replicas, or one at two times, had another one.
+    pub contradiction: Option<String>,
     /// The next leader of a group whose members are changing is killed.
     pub ambush: bool,
     pub verbose: bool,
@@ -123,6 +127,8 @@ impl World {
             plan,
             working: false,
             marks: BTreeSet::new(),
+            snapshots: BTreeMap::new(),
+            contradiction: None,
             ambush: false,
             verbose,
             timers: BTreeMap::new(),

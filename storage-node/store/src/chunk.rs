@@ -60,6 +60,7 @@
 mod allocator;
 mod cache;
 mod commit;
+mod difference;
 mod frozen;
 mod header;
 mod install;
@@ -72,13 +73,15 @@ mod plan;
 mod read;
 mod repair;
 mod scrub;
+mod snapshot;
 mod space;
 mod walk;
 
 pub use install::SLOT_NUMBERS_MAX;
 
-pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, SlotChange};
+pub use frozen::{CHANGES_MAX, Changes, ChangesAnswer, FREEZES_MAX, Frozen, FrozenId, Kept, SlotChange};
 pub use repair::{MENDED_BYTES_MAX, Mending, RepairEvent, SlotCopy};
+pub use snapshot::{SNAPSHOTS_MAX, SnapshotInfo};
 pub use space::blocks_for_payload;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -90,6 +93,7 @@ use holdfast_id::{GroupId, ReplicaId};
 use crate::chunk::allocator::Allocator;
 use crate::chunk::cache::PageCache;
 use crate::chunk::commit::{Commit, CommitIo, Kind};
+use crate::chunk::difference::Difference;
 use crate::chunk::frozen::{Freeze, Question};
 use crate::chunk::header::{Counts, Header, StateHome};
 pub use crate::chunk::layout::GROUPS_MAX;
@@ -102,7 +106,8 @@ use crate::chunk::payload::Homes;
 use crate::chunk::read::ReadState;
 use crate::chunk::repair::Mend;
 use crate::chunk::scrub::{Scrub, ScrubIo};
-use crate::chunk::walk::{MapDrop, PageRead};
+use crate::chunk::snapshot::{Cut, Snapshot};
+use crate::chunk::walk::PageRead;
 use crate::device::BLOCK_BYTES;
 use crate::group::{
     Damage, GroupState, HARD_STATE_BYTES_MAX, Mutation, POSITION_BYTES_MAX, STATE_BYTES_MAX, StoreError, StoreEvent,
@@ -194,7 +199,10 @@ pub struct Chunks {
     commits: VecDeque<Commit>,
     /// Free once every read with a serial number below the first has finished.
     frees: VecDeque<(u64, Vec<Named>)>,
-    drops: VecDeque<MapDrop>,
+    /// What deleted maps name, on its way back to the allocator.
+    drops: VecDeque<Difference>,
+    /// Groups whose next cut waits for its turn, or for space.
+    waiting_cuts: BTreeSet<GroupId>,
     /// Slots that were held for records and are not any more; see [`Chunks::take_orphans`].
     orphans: Vec<Place>,
     next_frozen: u64,
@@ -229,6 +237,14 @@ struct Group {
     active: Layer,
     /// Being written back, or waiting for it.
     frozen: Option<Arc<Layer>>,
+    /// Waiting to be written back after it, the oldest first.
+    cuts: VecDeque<Cut>,
+    /// The snapshot that the checkpoint under way makes.
+    taking: Option<u64>,
+    /// As the durable header names them, the oldest first.
+    snapshots: Vec<Snapshot>,
+    /// By snapshot: the index of its deletion, above the last checkpoint.
+    doomed: BTreeMap<u64, u64>,
     /// Taken from other replicas, since the last checkpoint; lies below both layers.
     mended: Layer,
     /// The next checkpoint writes both copies of the header, for one of them has rotted.
@@ -262,6 +278,10 @@ impl Group {
             header,
             active: Layer::default(),
             frozen: None,
+            cuts: VecDeque::new(),
+            taking: None,
+            snapshots: Vec::new(),
+            doomed: BTreeMap::new(),
             mended: Layer::default(),
             heal_header: false,
             promised: BTreeMap::new(),
@@ -326,6 +346,8 @@ impl Chunks {
             counts: Some(Counts::default()),
             forget_below: 0,
             installing: 0,
+            era: 1,
+            table: None,
             hard_state: initial.hard_state,
             position: initial.position,
             state,
@@ -345,15 +367,18 @@ impl Chunks {
         self.check_running()?;
         let found = self.groups.get_mut(&group).filter(|found| found.header.replica == replica && !found.deleting);
         let found = found.ok_or(StoreError::UnknownGroup)?;
-        if found.committing {
+        // A cut that waits for space may well wait for this.
+        if found.committing && !self.waiting_cuts.remove(&group) {
             return Err(StoreError::Busy);
         }
+        self.reserved_blocks -= found.cuts.drain(..).map(|cut| cut.layer.blocks_needed()).sum::<u64>();
         found.committing = true;
         found.deleting = true;
         let mut header = found.header.clone();
         header.deleted = true;
         header.root = Root::default();
         header.counts = Some(Counts::default());
+        header.table = None;
         header.state = StateHome::Inline(Bytes::new());
         self.commits.push_back(Commit::new(Kind::Delete, header, VecDeque::new(), self.next_read));
         self.advance();
@@ -431,7 +456,7 @@ impl Chunks {
         header.hard_state = state.hard_state;
         header.position = state.position;
         header.state = home;
-        self.queue_checkpoint(group, header, jobs)
+        self.queue_checkpoint(group, header, jobs, None)
     }
 
     /// Tombstones of changes below `index` need not be kept: every configured replica has a checkpoint at or above it.
@@ -474,6 +499,10 @@ impl Chunks {
             self.advance_commit();
             self.advance_drops();
             self.settle_frees();
+            // What was just freed may be what they wait for, and nothing else may come.
+            if self.start_cuts() {
+                self.advance_commit();
+            }
         }
     }
 

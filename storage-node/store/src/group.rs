@@ -217,6 +217,8 @@ pub enum StoreError {
     Damaged,
     #[error("the blocks of the group are being brought up from another replica")]
     Installing,
+    #[error("the group has as many snapshots as it can")]
+    TooManySnapshots,
 }
 
 /// Why a delta was not taken for complete; nothing was changed.
@@ -227,6 +229,8 @@ pub enum InstallError {
     Hash { found: u128, expected: u128 },
     #[error("parts of the map are lost: its hash is not known")]
     MapLost,
+    #[error("{count} of the sender's snapshots are not here, the first of them {first}")]
+    Snapshots { first: u64, count: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
 }

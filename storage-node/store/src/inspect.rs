@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::chunk::{Chunks, Limits};
+use crate::chunk::{Chunks, Limits, SnapshotInfo};
 use crate::device::Device;
 use crate::group::{Damage, OpenError};
 use crate::ops::OpIds;
@@ -30,6 +30,7 @@ struct GroupDescription {
     /// The payload of the record after the last was torn.
     torn_payload: bool,
     damage: Option<Damage>,
+    snapshots: Vec<SnapshotInfo>,
 }
 
 /// How bad a finding is.
@@ -66,6 +67,7 @@ pub fn describe(device: &dyn Device) -> Result<Description, OpenError> {
             slot_bytes: log.placed.iter().flat_map(|(_, placed)| placed).map(Extent::bytes_in_slots).sum(),
             torn_payload: log.torn_payload,
             damage: checkpointed.damage.or(log.damage),
+            snapshots: chunks.snapshots(checkpointed.group),
         })
         .collect();
     Ok(Description { superblock, wal, groups, damaged_entries: chunks.damaged_entries().to_vec() })
@@ -158,6 +160,13 @@ impl fmt::Display for Description {
                 Some(Damage::Log { intact_to }) => writeln!(f, ", DAMAGED above {intact_to}")?,
                 Some(Damage::Checkpoint { reason }) => writeln!(f, ", DAMAGED: {reason}")?,
                 None => writeln!(f)?,
+            }
+            for snapshot in &group.snapshots {
+                write!(f, "  snapshot at {}", snapshot.index)?;
+                match snapshot.allocated_bytes {
+                    Some(bytes) => writeln!(f, ": {bytes} bytes, shared ones included")?,
+                    None => writeln!(f, ": parts of its map are lost")?,
+                }
             }
         }
         Ok(())

@@ -15,7 +15,8 @@ use holdfast_id::{GroupId, ReplicaId};
 use holdfast_planted::Bug;
 
 use crate::chunk::{
-    ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Limits, Place, RepairEvent, SlotCopy,
+    ChangesAnswer, CheckpointedGroup, Chunks, Counters, Frozen, FrozenId, Kept, Limits, Place, RepairEvent, SlotCopy,
+    SnapshotInfo,
 };
 use crate::device::Device;
 use crate::group::{
@@ -41,8 +42,8 @@ pub struct Store {
     superblock: Superblock,
     wal: Wal,
     chunks: Chunks,
-    /// Checkpoints under way: the index, and the last WAL batch whose hard states they replace.
-    checkpoints: BTreeMap<GroupId, (u64, u64)>,
+    /// Checkpoints under way, in their order: the index, and the last WAL batch whose hard states they replace.
+    checkpoints: BTreeMap<GroupId, VecDeque<(u64, u64)>>,
     /// Groups that were told `CheckpointWanted` and have made no checkpoint since.
     wanted: BTreeSet<GroupId>,
     /// Slots of truncated records: free when the batch of this sequence, which truncates them, is durable.
@@ -260,9 +261,37 @@ impl Store {
     pub fn checkpoint(&mut self, group: GroupId, index: u64, state: GroupState) -> Result<(), StoreError> {
         let wal_sequence = self.wal.checkpoint_sequence(group);
         self.chunks.checkpoint(group, index, wal_sequence, state)?;
-        self.checkpoints.insert(group, (index, wal_sequence));
+        self.checkpoints.entry(group).or_default().push_back((index, wal_sequence));
         self.settle();
         Ok(())
+    }
+
+    /// Keeps the blocks as of `index`, with a checkpoint of its own; see [`Chunks::take_snapshot`].
+    ///
+    /// # Panics
+    /// As [`Store::checkpoint`].
+    pub fn take_snapshot(&mut self, group: GroupId, index: u64, state: GroupState) -> Result<(), StoreError> {
+        let wal_sequence = self.wal.checkpoint_sequence(group);
+        self.chunks.take_snapshot(group, index, wal_sequence, state)?;
+        self.checkpoints.entry(group).or_default().push_back((index, wal_sequence));
+        self.settle();
+        Ok(())
+    }
+
+    /// The snapshot is gone as of the entry at `index`; see [`Chunks::delete_snapshot`].
+    pub fn delete_snapshot(&mut self, group: GroupId, snapshot: u64, index: u64) {
+        self.chunks.delete_snapshot(group, snapshot, index);
+        self.settle();
+    }
+
+    /// Those on the disk, the oldest first.
+    pub fn snapshots(&self, group: GroupId) -> Vec<SnapshotInfo> {
+        self.chunks.snapshots(group)
+    }
+
+    /// Position and state that the snapshot was taken with.
+    pub fn snapshot_state(&self, group: GroupId, snapshot: u64) -> Option<(Bytes, Bytes)> {
+        self.chunks.snapshot_state(group, snapshot)
     }
 
     /// Takes a slot of another replica's map in the place of this one's; see [`Chunks::install`].
@@ -277,12 +306,12 @@ impl Store {
         let wal_sequence = self.wal.checkpoint_sequence(group);
         self.chunks.commit_install(group, wal_sequence, hard_state)?;
         let index = self.chunks.checkpoint_index(group).expect("it takes slots");
-        self.checkpoints.insert(group, (index, wal_sequence));
+        self.checkpoints.entry(group).or_default().push_back((index, wal_sequence));
         self.settle();
         Ok(())
     }
 
-    /// The group becomes what the sender has at `index`, where the map's hash is the sender's; `CheckpointDone` follows.
+    /// The group becomes what the sender has at `index`, snapshots included, where the map's hash is the sender's; `CheckpointDone` follows.
     /// Records of the WAL up to `index` count no more from then on, those above it only if the caller says so at the
     /// next open: it truncates what does not follow.
     ///
@@ -294,10 +323,11 @@ impl Store {
         index: u64,
         state: GroupState,
         hash: u128,
+        snapshots: &[u64],
     ) -> Result<(), InstallError> {
         let wal_sequence = self.wal.checkpoint_sequence(group);
-        self.chunks.finish_install(group, index, wal_sequence, state, hash)?;
-        self.checkpoints.insert(group, (index, wal_sequence));
+        self.chunks.finish_install(group, index, wal_sequence, state, hash, snapshots)?;
+        self.checkpoints.entry(group).or_default().push_back((index, wal_sequence));
         self.settle();
         Ok(())
     }
@@ -322,10 +352,10 @@ impl Store {
         self.settle();
     }
 
-    /// Which slots of a frozen map, or of the last checkpoint, changed above an index; [`Store::take_changes`] has the
+    /// Which slots of a kept map, or of the last checkpoint, changed above an index; [`Store::take_changes`] has the
     /// answer later.
-    pub fn changed_since(&mut self, group: GroupId, id: Option<FrozenId>, above: u64, from_slot: u64, token: u64) {
-        self.chunks.changed_since(group, id, above, from_slot, token);
+    pub fn changed_since(&mut self, group: GroupId, kept: Option<Kept>, above: u64, from_slot: u64, token: u64) {
+        self.chunks.changed_since(group, kept, above, from_slot, token);
         self.settle();
     }
 
@@ -333,9 +363,9 @@ impl Store {
         self.chunks.take_changes()
     }
 
-    /// As [`Store::read`], of a frozen map.
-    pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
-        self.chunks.read_frozen(group, id, first_block, count, token);
+    /// As [`Store::read`], of a kept map.
+    pub fn read_kept(&mut self, group: GroupId, kept: Kept, first_block: u64, count: u32, token: u64) {
+        self.chunks.read_kept(group, kept, first_block, count, token);
         self.settle();
     }
 
@@ -403,6 +433,7 @@ impl Store {
                 StoreEvent::GroupCreated { group, replica } => self.wal.add_group(*group, *replica),
                 StoreEvent::GroupDeleted { group, .. } => {
                     self.wal.remove_group(*group);
+                    self.checkpoints.remove(group);
                     self.wanted.remove(group);
                 }
                 StoreEvent::CheckpointDone { group, index } => self.on_checkpoint_done(*group, *index),
@@ -432,8 +463,12 @@ impl Store {
     }
 
     fn on_checkpoint_done(&mut self, group: GroupId, index: u64) {
-        let (started, wal_sequence) = self.checkpoints.remove(&group).expect("a checkpoint is done once");
-        assert_eq!(index, started, "one checkpoint of a group is under way");
+        let under_way = self.checkpoints.get_mut(&group).expect("a checkpoint is done once");
+        let (started, wal_sequence) = under_way.pop_front().expect("a checkpoint is done once");
+        if under_way.is_empty() {
+            self.checkpoints.remove(&group);
+        }
+        assert_eq!(index, started, "checkpoints of a group are done in their order");
         self.wal.on_checkpoint(group, index, wal_sequence);
         self.wanted.remove(&group);
     }

@@ -393,7 +393,11 @@ fn result_of(outcome: &Outcome) -> Result<(), Error> {
         | Outcome::Resized
         | Outcome::SizeRefused { .. }
         | Outcome::FormattedSet
-        | Outcome::FormattedRefused { .. } => unreachable!("admission proposes well-formed writes and zeroes only"),
+        | Outcome::FormattedRefused { .. }
+        | Outcome::SnapshotTaken { .. }
+        | Outcome::SnapshotConflict { .. }
+        | Outcome::TooManySnapshots
+        | Outcome::SnapshotDeleted => unreachable!("admission proposes well-formed writes and zeroes only"),
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use holdfast_block::{REQUEST_BYTES_MAX, ZEROES_BYTES_MAX};
+use holdfast_id::SnapshotId;
 use holdfast_protocol::session::{Epoch, Formatted, Instance, Session, Stamp};
 
 use crate::codec::{Reader, Short};
@@ -68,6 +69,14 @@ pub enum Command {
         epoch: Epoch,
         formatted: Formatted,
     },
+    /// Keeps the blocks as of this entry.
+    TakeSnapshot {
+        snapshot: SnapshotId,
+        name: Name,
+    },
+    DeleteSnapshot {
+        snapshot: SnapshotId,
+    },
 }
 
 /// The entry is not one this replica can apply. The replica stops: to skip an entry would let copies differ.
@@ -99,6 +108,8 @@ mod kind {
     pub const DETACH: u8 = 5;
     pub const RESIZE: u8 = 6;
     pub const SET_FORMATTED: u8 = 7;
+    pub const TAKE_SNAPSHOT: u8 = 8;
+    pub const DELETE_SNAPSHOT: u8 = 9;
 }
 
 const FLAG_DISCARD: u8 = 1;
@@ -174,6 +185,15 @@ impl Command {
                 out.put_u64_le(epoch.0);
                 out.put_u8(encode_formatted(*formatted));
             }
+            Command::TakeSnapshot { snapshot, name } => {
+                begin(&mut out, kind::TAKE_SNAPSHOT);
+                out.put_slice(&snapshot.to_bytes());
+                put_name(&mut out, name);
+            }
+            Command::DeleteSnapshot { snapshot } => {
+                begin(&mut out, kind::DELETE_SNAPSHOT);
+                out.put_slice(&snapshot.to_bytes());
+            }
         }
         out.freeze()
     }
@@ -228,6 +248,10 @@ impl Command {
             kind::SET_FORMATTED => {
                 Command::SetFormatted { epoch: Epoch(reader.u64()?), formatted: read_formatted(&mut reader)? }
             }
+            kind::TAKE_SNAPSHOT => {
+                Command::TakeSnapshot { snapshot: read_snapshot(&mut reader)?, name: read_name(&mut reader)? }
+            }
+            kind::DELETE_SNAPSHOT => Command::DeleteSnapshot { snapshot: read_snapshot(&mut reader)? },
             _ => return Err(DecodeError::Unknown { kind, version }),
         };
         if reserved != 0 {
@@ -280,6 +304,10 @@ pub(crate) fn read_name(reader: &mut Reader<'_>) -> Result<Name, DecodeError> {
     let invalid = DecodeError::Invalid { field: "name" };
     let text = std::str::from_utf8(reader.bytes(usize::from(length))?).map_err(|_| invalid.clone())?;
     Name::new(text).map_err(|_| invalid)
+}
+
+pub(crate) fn read_snapshot(reader: &mut Reader<'_>) -> Result<SnapshotId, DecodeError> {
+    SnapshotId::from_bytes(reader.array()?).ok_or(DecodeError::Invalid { field: "snapshot" })
 }
 
 pub(crate) fn encode_formatted(formatted: Formatted) -> u8 {

@@ -23,5 +23,5 @@ pub use admission::{Admission, AdmitError, Step};
 pub use command::{Command, DecodeError};
 pub use name::Name;
 pub use range::ReadRange;
-pub use volume::{Applied, Mutation, Outcome, Volume, VolumeSpec};
+pub use volume::{Applied, Keeping, Mutation, Outcome, Snapshot, Volume, VolumeSpec};
 pub use window::Window;

@@ -11,14 +11,15 @@
 //!    nothing ([`Outcome::Fenced`]), whatever its proposer believed.
 //! 3. A sequence of a session takes effect at most once; once it has, a later entry with it is a [`Outcome::Duplicate`].
 //! 4. `epoch` and `session` only rise. A session is open exactly while a holder is attached.
-//! 5. The encoded state is bounded by [`crate::volume::STATE_BYTES_MAX`].
+//! 5. A snapshot is named by its entry's index, and is listed exactly while the store is to keep it.
+//! 6. The encoded state is bounded by [`crate::volume::STATE_BYTES_MAX`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_block::Geometry;
-use holdfast_id::VolumeId;
+use holdfast_id::{SnapshotId, VolumeId};
 use holdfast_planted::Bug;
 use holdfast_protocol::session::{Epoch, Formatted, Instance, Session, Stamp};
 
@@ -32,6 +33,9 @@ use crate::window::{Known, Window, well_formed};
 /// taken for a new one. A copy that outlives this many later sessions would be; a client resends within seconds, a
 /// session lives for the life of a process.
 pub const FORMER_INSTANCES_MAX: usize = 16;
+
+/// Most snapshots of one volume: each is a map that open walks, and its name travels with every state.
+pub const SNAPSHOTS_MAX: usize = 64;
 
 /// What a volume is created with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +61,28 @@ pub struct Volume {
     pub(crate) attachment: Option<Attachment>,
     /// Instances of closed sessions, the latest last, none twice.
     pub(crate) former: VecDeque<Instance>,
+    /// The oldest first; no name and no identifier twice.
+    pub(crate) snapshots: Vec<Snapshot>,
+}
+
+/// The volume's blocks as of one entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub id: SnapshotId,
+    pub name: Name,
+    /// Of its entry: what the store calls it.
+    pub index: u64,
+    /// Of the volume at that index.
+    pub size_bytes: u64,
+}
+
+/// What an entry does to the blocks that the store keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeping {
+    /// As of this entry.
+    Keep,
+    /// Those of an earlier entry go.
+    Drop { index: u64 },
 }
 
 /// Who holds the volume in the current epoch, and its open session.
@@ -111,6 +137,18 @@ pub enum Outcome {
     FormattedRefused {
         formatted: Formatted,
     },
+    /// There is a snapshot of this identifier and name, taken now or before.
+    SnapshotTaken {
+        index: u64,
+    },
+    /// Another snapshot has the name, or another name has the identifier.
+    SnapshotConflict {
+        snapshot: SnapshotId,
+        name: Name,
+    },
+    TooManySnapshots,
+    /// There is no such snapshot, now or already before.
+    SnapshotDeleted,
 }
 
 /// A change of whole physical blocks that the replica hands to its store.
@@ -128,6 +166,8 @@ pub struct Applied {
     pub outcome: Outcome,
     /// Disjoint, in rising order of blocks; empty where the outcome is not [`Outcome::Done`].
     pub mutations: Vec<Mutation>,
+    /// Only without mutations.
+    pub keeping: Option<Keeping>,
 }
 
 impl Volume {
@@ -142,6 +182,7 @@ impl Volume {
             session: Session(0),
             attachment: None,
             former: VecDeque::new(),
+            snapshots: Vec::new(),
         }
     }
 
@@ -181,6 +222,11 @@ impl Volume {
         self.attachment.as_ref()
     }
 
+    /// The oldest first.
+    pub fn snapshots(&self) -> &[Snapshot] {
+        &self.snapshots
+    }
+
     /// Whether requests of this epoch and session may read and write as of the last entry applied.
     pub fn serves(&self, epoch: Epoch, session: Session) -> bool {
         self.attachment.is_some() && self.epoch == epoch && self.session == session
@@ -199,6 +245,7 @@ impl Volume {
         }
         self.applied = index;
         let mut mutations = Vec::new();
+        let mut keeping = None;
         let outcome = match command {
             Command::Write { stamp, first_block, checksums } => {
                 let outcome = self.apply_stamped(&stamp, first_block + checksums.len() as u64);
@@ -228,9 +275,19 @@ impl Volume {
             Command::Detach { epoch } => self.apply_detach(epoch),
             Command::Resize { size_bytes } => self.apply_resize(size_bytes),
             Command::SetFormatted { epoch, formatted } => self.apply_set_formatted(epoch, formatted),
+            Command::TakeSnapshot { snapshot, name } => {
+                let outcome = self.apply_take_snapshot(snapshot, name);
+                keeping = (outcome == Outcome::SnapshotTaken { index }).then_some(Keeping::Keep);
+                outcome
+            }
+            Command::DeleteSnapshot { snapshot } => {
+                let at = self.snapshots.iter().position(|held| held.id == snapshot);
+                keeping = at.map(|at| Keeping::Drop { index: self.snapshots.remove(at).index });
+                Outcome::SnapshotDeleted
+            }
         };
         self.check_invariants();
-        Ok(Applied { outcome, mutations })
+        Ok(Applied { outcome, mutations, keeping })
     }
 
     /// Fence, exactly-once and range, in this order; records the sequence where the answer is `Done`.
@@ -319,6 +376,21 @@ impl Volume {
         }
     }
 
+    fn apply_take_snapshot(&mut self, id: SnapshotId, name: Name) -> Outcome {
+        if let Some(held) = self.snapshots.iter().find(|held| held.id == id || held.name == name) {
+            if held.id == id && held.name == name {
+                return Outcome::SnapshotTaken { index: held.index };
+            }
+            return Outcome::SnapshotConflict { snapshot: held.id, name: held.name.clone() };
+        }
+        if self.snapshots.len() >= SNAPSHOTS_MAX {
+            return Outcome::TooManySnapshots;
+        }
+        let (index, size_bytes) = (self.applied, self.geometry.size_bytes);
+        self.snapshots.push(Snapshot { id, name, index, size_bytes });
+        Outcome::SnapshotTaken { index }
+    }
+
     /// The answer to an instance that was answered before; `None` for a new one.
     fn known_instance(&self, instance: Instance) -> Option<Outcome> {
         match &self.attachment {
@@ -348,6 +420,7 @@ impl Volume {
 
     fn check_invariants(&self) {
         assert!(self.former.len() <= FORMER_INSTANCES_MAX);
+        assert!(self.snapshots.len() <= SNAPSHOTS_MAX);
         assert!(self.session.0 >= self.epoch.0, "every epoch opens a session");
         assert!(self.attachment.is_none() || self.epoch.0 > 0, "an attachment has an epoch");
     }

@@ -9,11 +9,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use holdfast_block::Geometry;
-use holdfast_id::VolumeId;
+use holdfast_id::{SnapshotId, VolumeId};
 use holdfast_protocol::session::{Epoch, Formatted, Instance, Session, Stamp};
 use holdfast_volume::command::{HEADER_BYTES_MAX, WRITE_BLOCKS_MAX, ZERO_BLOCKS_MAX};
 use holdfast_volume::name::NAME_BYTES_MAX;
-use holdfast_volume::volume::{FORMER_INSTANCES_MAX, STATE_BYTES_MAX};
+use holdfast_volume::volume::{FORMER_INSTANCES_MAX, SNAPSHOTS_MAX, STATE_BYTES_MAX};
 use holdfast_volume::{Command, Name, Outcome, Volume, VolumeSpec};
 use proptest::prelude::*;
 
@@ -59,7 +59,23 @@ fn commands_match_their_golden_files() {
     check_command("open-session-1", &Command::OpenSession { epoch: Epoch(3), instance: INSTANCE });
     check_command("detach-1", &Command::Detach { epoch: Epoch(3) });
     check_command("resize-1", &Command::Resize { size_bytes: 1 << 40 });
+    let (snapshot, name) = (snapshot_id(7), Name::new("before-upgrade").unwrap());
+    check_command("take-snapshot-1", &Command::TakeSnapshot { snapshot, name });
+    check_command("delete-snapshot-1", &Command::DeleteSnapshot { snapshot });
     check_command("set-formatted-1", &Command::SetFormatted { epoch: Epoch(3), formatted: Formatted::Formatting });
+}
+
+fn snapshot_id(number: u8) -> SnapshotId {
+    SnapshotId::from_bytes([number; 16]).unwrap()
+}
+
+/// With so many snapshots of names that long.
+fn take_snapshots(volume: &mut Volume, count: usize, name_bytes: usize) {
+    for number in 0..count {
+        let name = Name::new(format!("{number:0name_bytes$}")).unwrap();
+        let take = Command::TakeSnapshot { snapshot: snapshot_id(number as u8 + 1), name };
+        assert!(matches!(apply(volume, &take, 0), Outcome::SnapshotTaken { .. }));
+    }
 }
 
 fn new_volume(name: &str) -> Volume {
@@ -94,7 +110,14 @@ fn full_volume(name: &str, holder: &str) -> Volume {
 
 #[test]
 fn states_match_their_golden_files() {
-    for (name, volume) in [("state-1-new", new_volume("pvc-1")), ("state-1-attached", full_volume("pvc-1", "node-a"))] {
+    let mut with_snapshots = full_volume("pvc-1", "node-a");
+    take_snapshots(&mut with_snapshots, 2, 4);
+    let volumes = [
+        ("state-1-new", new_volume("pvc-1")),
+        ("state-1-attached", full_volume("pvc-1", "node-a")),
+        ("state-2-snapshots", with_snapshots),
+    ];
+    for (name, volume) in volumes {
         let encoded = volume.encode_state();
         let golden = golden(name, &encoded);
         assert_eq!(encoded, golden, "{name}");
@@ -105,7 +128,9 @@ fn states_match_their_golden_files() {
 #[test]
 fn the_longest_state_and_header_are_as_long_as_stated() {
     let longest = "n".repeat(NAME_BYTES_MAX);
-    assert_eq!(full_volume(&longest, &longest).encode_state().len(), STATE_BYTES_MAX);
+    let mut volume = full_volume(&longest, &longest);
+    take_snapshots(&mut volume, SNAPSHOTS_MAX, NAME_BYTES_MAX);
+    assert_eq!(volume.encode_state().len(), STATE_BYTES_MAX);
     let checksums = vec![0; WRITE_BLOCKS_MAX as usize].into();
     let write = Command::Write { stamp: STAMP, first_block: 0, checksums };
     assert_eq!(write.encode().len(), HEADER_BYTES_MAX);
@@ -114,7 +139,9 @@ fn the_longest_state_and_header_are_as_long_as_stated() {
 
 #[test]
 fn every_shortened_or_lengthened_encoding_is_refused() {
-    let state = full_volume("pvc-1", "node-a").encode_state();
+    let mut volume = full_volume("pvc-1", "node-a");
+    take_snapshots(&mut volume, 2, 4);
+    let state = volume.encode_state();
     for length in 0..state.len() {
         assert!(Volume::decode_state(&state[..length]).is_err(), "{length}");
     }
@@ -163,6 +190,10 @@ fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(epoch, instance)| Command::OpenSession { epoch: Epoch(epoch), instance: Instance(instance) }),
         any::<u64>().prop_map(|epoch| Command::Detach { epoch: Epoch(epoch) }),
         any::<u64>().prop_map(|size_bytes| Command::Resize { size_bytes }),
+        (1u8.., "[a-z]{1,9}").prop_map(|(number, name)| {
+            Command::TakeSnapshot { snapshot: snapshot_id(number), name: Name::new(name).unwrap() }
+        }),
+        (1u8..).prop_map(|number| Command::DeleteSnapshot { snapshot: snapshot_id(number) }),
         (any::<u64>(), formatted)
             .prop_map(|(epoch, formatted)| Command::SetFormatted { epoch: Epoch(epoch), formatted }),
     ]

@@ -489,7 +489,7 @@ impl World {
         let at = self.replicas[replica].applied;
         let entry = self.log[at].clone();
         let Replica { volume, bytes, applied } = &mut self.replicas[replica];
-        let Applied { outcome, mutations } = volume
+        let Applied { outcome, mutations, .. } = volume
             .apply(at as u64 + 1, &entry.header, &entry.payload)
             .map_err(|error| format!("entry {at}: {error}"))?;
         *applied += 1;

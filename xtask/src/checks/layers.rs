@@ -66,6 +66,7 @@ const LAYERS: [Layer; 28] = [
             "holdfast-consensus",
             "holdfast-id",
             "holdfast-metadata",
+            "holdfast-planted",
             "holdfast-protocol",
             "holdfast-replica",
             "holdfast-store",

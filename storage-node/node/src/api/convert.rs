@@ -79,6 +79,9 @@ pub(crate) fn failed(error: &AdminError) -> Status {
         AdminError::Held { .. } => (Code::FailedPrecondition, "Held"),
         AdminError::UnknownEpoch { .. } => (Code::FailedPrecondition, "UnknownEpoch"),
         AdminError::AttachmentUnderWay => (Code::Unavailable, "AttachmentUnderWay"),
+        AdminError::SnapshotName { .. } => (Code::InvalidArgument, "InvalidArgument"),
+        AdminError::SnapshotConflict { .. } => (Code::AlreadyExists, "SnapshotConflict"),
+        AdminError::TooManySnapshots => (Code::ResourceExhausted, "TooManySnapshots"),
     };
     refuse(code, reason, &error.to_string())
 }

@@ -59,6 +59,8 @@ pub enum GiveUp {
     Hash,
     #[error("the state cannot be read by this build")]
     State,
+    #[error("the state names snapshots that are not here")]
+    Snapshots,
 }
 
 /// What was offered.

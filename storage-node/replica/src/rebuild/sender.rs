@@ -1,4 +1,4 @@
-//! [`Sender`]: the leader's side of one rebuild, over one frozen map.
+//! [`Sender`]: the leader's side of one rebuild, over one map that is kept: a frozen one, or a snapshot's.
 //!
 //! It answers and remembers nothing but what is being read for an answer: the receiver knows what it lacks.
 
@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 use holdfast_consensus::{Position, Timestamp};
-use holdfast_store::chunk::{Changes, FrozenId, SlotChange};
+use holdfast_store::chunk::{Changes, Kept, SlotChange};
 use holdfast_store::device::BLOCK_BYTES;
 use holdfast_store::group::{InstalledSlot, ReadError};
 
@@ -49,7 +49,7 @@ enum Request {
 #[derive(Debug)]
 pub struct Sender {
     id: RebuildId,
-    pub frozen: FrozenId,
+    pub kept: Kept,
     pub position: Position,
     hash: u128,
     /// Configuration and machine state at `position`.
@@ -66,17 +66,10 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub fn new(
-        id: RebuildId,
-        frozen: FrozenId,
-        position: Position,
-        hash: u128,
-        state: Bytes,
-        now: Timestamp,
-    ) -> Sender {
+    pub fn new(id: RebuildId, kept: Kept, position: Position, hash: u128, state: Bytes, now: Timestamp) -> Sender {
         let mut sender = Sender {
             id,
-            frozen,
+            kept,
             position,
             hash,
             state,

@@ -7,6 +7,12 @@
 //!
 //! For peers: a checkpoint is made, frozen and offered, and the log above it kept. All of it ends with the leadership.
 //!
+//! A group's snapshots come first, the oldest before the next, each as a rebuild of its own: its map and the state it
+//! was taken with are offered like a checkpoint's, and whoever takes that state keeps the map as a snapshot, because the
+//! state says that there is one at its index. Who has applied its entry answers that nothing is to be done. At the end of
+//! the last rebuild the store holds its snapshots against those that the state names: a replica without one of them does
+//! not become whole.
+//!
 //! Beside that, every replica tells the leader where its checkpoint is, and the leader tells all how far all are: up to
 //! there nobody's rebuild begins, and tombstones may go. A word that is lost is made up for by the next checkpoint's.
 
@@ -17,7 +23,7 @@ use bytes::Bytes;
 use holdfast_consensus::{LogIndex, Position, ProgressState, Shortage, Timestamp};
 use holdfast_id::ReplicaId;
 use holdfast_planted::Bug;
-use holdfast_store::chunk::{Changes, FrozenId, INDEX_MAX};
+use holdfast_store::chunk::{Changes, INDEX_MAX, Kept};
 use holdfast_store::group::{GroupState, InstallError, InstalledSlot, ReadError, StoreError};
 
 use crate::codec::{self, Snapshot};
@@ -35,12 +41,12 @@ const HURRIES_MAX: u32 = 4;
 pub enum Fetch {
     /// `None`: of the last checkpoint.
     Changes {
-        frozen: Option<FrozenId>,
+        kept: Option<Kept>,
         above: u64,
         from_slot: u64,
     },
     Slot {
-        frozen: FrozenId,
+        kept: Kept,
         slot: u64,
     },
 }
@@ -56,6 +62,8 @@ pub enum Answer {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RebuildCounters {
     pub installed: u64,
+    /// Those of them that brought a snapshot.
+    pub snapshots: u64,
     pub given_up: u64,
     /// The map was not the sender's at the end: slots had to be compared from the beginning.
     pub hash_mismatches: u64,
@@ -69,8 +77,10 @@ enum Served {
         at: Timestamp,
         asked: bool,
     },
-    /// Has its permit; the next checkpoint is for it.
-    Preparing,
+    /// Has its permit, and every snapshot up to an index; the next checkpoint is for it.
+    Preparing {
+        above: u64,
+    },
     Sending(Box<Sender>),
     Sent {
         index: LogIndex,
@@ -165,7 +175,7 @@ impl<S> Rebuilds<S> {
             Served::Waiting { at, .. } => Some(*at),
             Served::Sending(sender) => Some(sender.deadline()),
             Served::Sent { look_at, .. } => *look_at,
-            Served::Preparing => None,
+            Served::Preparing { .. } => None,
         });
         let receiver = self.receiver.as_ref().filter(|_| self.pending.is_none()).and_then(Receiver::deadline);
         served.chain(receiver).chain(self.again_at).min()
@@ -192,14 +202,15 @@ impl<S> Rebuilds<S> {
 
     /// A checkpoint of this state was begun.
     pub fn note_checkpoint(&mut self, position: Position, state: Bytes) {
-        let wanted = self.served.values().any(|served| matches!(served, Served::Preparing));
+        let wanted = self.served.values().any(|served| matches!(served, Served::Preparing { .. }));
         self.checkpoint = wanted.then_some((position, state));
     }
 
     /// The log above it is to be kept for a rebuild.
     pub fn pinned(&self, now: Timestamp) -> Option<LogIndex> {
         let indices = self.served.values().filter_map(|served| match served {
-            Served::Sending(sender) => Some(sender.position.index),
+            // Above a snapshot the log may be long gone, and the next rebuild begins there.
+            Served::Sending(sender) if matches!(sender.kept, Kept::Frozen(_)) => Some(sender.position.index),
             Served::Sent { index, until, .. } if *until > now => Some(*index),
             _ => None,
         });
@@ -217,7 +228,7 @@ impl<S: StateMachine> Replica<S> {
     /// How the rebuilds that this replica serves, or served last, go on.
     pub fn rebuilds(&self) -> Vec<(ReplicaId, RebuildProgress)> {
         let progress = |served: &Served| match served {
-            Served::Waiting { .. } | Served::Preparing => RebuildProgress::default(),
+            Served::Waiting { .. } | Served::Preparing { .. } => RebuildProgress::default(),
             Served::Sending(sender) => sender.progress,
             Served::Sent { progress, .. } => *progress,
         };
@@ -286,7 +297,7 @@ impl<S: StateMachine> Replica<S> {
         }
         match self.rebuilds.served.get(&from) {
             Some(Served::Sending(sender)) if !sender.heard() => {}
-            Some(Served::Waiting { asked: true, .. } | Served::Preparing) => {}
+            Some(Served::Waiting { asked: true, .. } | Served::Preparing { .. }) => {}
             _ => {
                 self.stop_serving_rebuild(context, from);
                 self.rebuilds.served.insert(from, Served::Waiting { at: context.now, asked: true });
@@ -324,8 +335,10 @@ impl<S: StateMachine> Replica<S> {
             // The log was enough after all, or the word that this is installed was lost.
             return rebuilds.replies.push((offer.from, RebuildMessage::Done { id: offer.id }));
         }
-        if offer.position.index < self.checkpointed {
-            return rebuilds.replies.push((offer.from, RebuildMessage::Abort { id: offer.id }));
+        let index = offer.position.index;
+        if index < self.checkpointed || index == self.checkpointed && self.machine.snapshots().contains(&index.0) {
+            // The base here comes of this snapshot or of a later state. Another offer follows.
+            return rebuilds.replies.push((offer.from, RebuildMessage::Done { id: offer.id }));
         }
         rebuilds.receiver = None;
         rebuilds.accepted = Some(offer);
@@ -366,6 +379,7 @@ impl<S: StateMachine> Replica<S> {
         rebuilds.installing_to = 0;
         rebuilds.again_at = None;
         rebuilds.counters.installed += 1;
+        rebuilds.counters.snapshots += u64::from(self.machine.snapshots().contains(&position.index.0));
         rebuilds.replies.push((offer.from, RebuildMessage::Done { id: offer.id }));
         self.restart_log = !follows;
         for append in &mut self.refused {
@@ -385,8 +399,18 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn freeze_for_rebuilds(&mut self, context: &mut Context<'_>) {
         let Some((position, state)) = self.rebuilds.checkpoint.take() else { return };
         let term = self.raft.term();
-        for peer in self.rebuilds.peers(|served| matches!(served, Served::Preparing)) {
+        for peer in self.rebuilds.peers(|served| matches!(served, Served::Preparing { .. })) {
             let again = Served::Waiting { at: context.now + RETRY_AFTER, asked: true };
+            let above = match self.rebuilds.served.get(&peer) {
+                Some(Served::Preparing { above }) => *above,
+                _ => 0,
+            };
+            // Taken since: the state names it, so it comes first.
+            if context.store.snapshots(self.group).iter().any(|snapshot| snapshot.index > above) {
+                let next = self.serve_next_map(context, peer, above);
+                self.rebuilds.served.insert(peer, next);
+                continue;
+            }
             let next = match context.store.freeze(self.group) {
                 Ok(frozen) => match frozen.hash {
                     Some(hash) => {
@@ -394,7 +418,8 @@ impl<S: StateMachine> Replica<S> {
                         self.rebuilds.next_number += 1;
                         let id = RebuildId { term, number: self.rebuilds.next_number };
                         let state = state.clone();
-                        Served::Sending(Box::new(Sender::new(id, frozen.id, position, hash, state, context.now)))
+                        let kept = Kept::Frozen(frozen.id);
+                        Served::Sending(Box::new(Sender::new(id, kept, position, hash, state, context.now)))
                     }
                     None => {
                         // Parts of the map are lost here: nobody could say that the copy is whole.
@@ -449,10 +474,12 @@ impl<S: StateMachine> Replica<S> {
     pub(super) fn stop_serving_rebuild(&mut self, context: &mut Context<'_>, peer: ReplicaId) {
         match self.rebuilds.served.remove(&peer) {
             Some(Served::Sending(sender)) => {
-                context.store.thaw(self.group, sender.frozen);
+                if let Kept::Frozen(frozen) = sender.kept {
+                    context.store.thaw(self.group, frozen);
+                }
                 context.permits.give_back(self.group, peer);
             }
-            Some(Served::Preparing) => context.permits.give_back(self.group, peer),
+            Some(Served::Preparing { .. }) => context.permits.give_back(self.group, peer),
             Some(sent @ Served::Sent { .. }) => {
                 self.rebuilds.served.insert(peer, sent);
             }
@@ -491,7 +518,7 @@ impl<S: StateMachine> Replica<S> {
         for peer in self.rebuilds.peers(|served| matches!(served, Served::Waiting { at, .. } if *at <= now)) {
             self.begin_serving(context, peer);
         }
-        let preparing = self.rebuilds.served.values().any(|served| matches!(served, Served::Preparing));
+        let preparing = self.rebuilds.served.values().any(|served| matches!(served, Served::Preparing { .. }));
         if preparing && self.rebuilds.checkpoint.is_none() {
             self.start_checkpoint(context.store, outputs);
             // Refused for space, or another one is under way: then this one is next.
@@ -515,11 +542,29 @@ impl<S: StateMachine> Replica<S> {
             self.rebuilds.streaks.remove(&peer);
             return;
         } else if context.permits.take(self.group, peer) {
-            Served::Preparing
+            self.serve_next_map(context, peer, 0)
         } else {
             Served::Waiting { at: context.now + RETRY_AFTER, asked }
         };
         self.rebuilds.served.insert(peer, next);
+    }
+
+    /// Offers the oldest snapshot above an index, or where there is none, what a checkpoint is made for. The peer has its
+    /// permit.
+    fn serve_next_map(&mut self, context: &mut Context<'_>, peer: ReplicaId, above: u64) -> Served {
+        let mut snapshots = context.store.snapshots(self.group).into_iter();
+        let Some(next) = snapshots.find(|snapshot| snapshot.index > above) else { return Served::Preparing { above } };
+        let kept = context.store.snapshot_state(self.group, next.index);
+        let kept = kept.and_then(|(position, state)| Some((codec::decode_position(&position).ok()?, state)));
+        let (Some(hash), Some((position, state))) = (next.hash, kept) else {
+            // Parts of it are lost here: nobody could say that the copy is whole.
+            context.permits.give_back(self.group, peer);
+            return Served::Waiting { at: context.now + SILENCE_MAX, asked: true };
+        };
+        self.rebuilds.next_number += 1;
+        let id = RebuildId { term: self.raft.term(), number: self.rebuilds.next_number };
+        let kept = Kept::Snapshot(next.index);
+        Served::Sending(Box::new(Sender::new(id, kept, position, hash, state, context.now)))
     }
 
     /// The log may have been released past what a peer was given, by the disk's need of space.
@@ -540,7 +585,7 @@ impl<S: StateMachine> Replica<S> {
 
     fn advance_sender(&mut self, context: &mut Context<'_>, peer: ReplicaId, outputs: &mut Vec<Output<S::Outcome>>) {
         let Some(Served::Sending(sender)) = self.rebuilds.served.get_mut(&peer) else { return };
-        let (frozen, index, progress) = (sender.frozen, sender.position.index, sender.progress);
+        let (kept, index, progress) = (sender.kept, sender.position.index, sender.progress);
         let (heard, lasts) = (sender.heard(), context.now.since(sender.began()));
         let streak = self.rebuilds.streaks.get(&peer).copied().unwrap_or_default();
         let hurry = streak.is_hurried_after(lasts) && self.raft.configuration().is_voter(peer);
@@ -559,12 +604,17 @@ impl<S: StateMachine> Replica<S> {
                 }
                 SenderAction::Changes { request, above, from_slot } => {
                     self.rebuilds.requests.insert(request, Some(peer));
-                    let fetch = Fetch::Changes { frozen: Some(frozen), above, from_slot };
+                    let fetch = Fetch::Changes { kept: Some(kept), above, from_slot };
                     outputs.push(Output::Fetch { request, fetch });
                 }
                 SenderAction::Slot { request, slot } => {
                     self.rebuilds.requests.insert(request, Some(peer));
-                    outputs.push(Output::Fetch { request, fetch: Fetch::Slot { frozen, slot } });
+                    outputs.push(Output::Fetch { request, fetch: Fetch::Slot { kept, slot } });
+                }
+                SenderAction::End { done: true } if matches!(kept, Kept::Snapshot(_)) => {
+                    let next = self.serve_next_map(context, peer, index.0);
+                    self.rebuilds.served.insert(peer, next);
+                    return;
                 }
                 SenderAction::End { done } => {
                     self.stop_serving_rebuild(context, peer);
@@ -639,7 +689,7 @@ impl<S: StateMachine> Replica<S> {
             ReceiverAction::Send(message) => outputs.push(Output::SendRebuild { to: offer.from, message }),
             ReceiverAction::Own { above, from_slot } => {
                 let request = self.rebuilds.request(None);
-                let fetch = Fetch::Changes { frozen: None, above, from_slot };
+                let fetch = Fetch::Changes { kept: None, above, from_slot };
                 outputs.push(Output::Fetch { request, fetch });
             }
             ReceiverAction::Install(slot) => self.install(context, slot, outputs),
@@ -696,9 +746,10 @@ impl<S: StateMachine> Replica<S> {
             S::decode_state(&snapshot.machine).map(|machine| (snapshot, machine))
         });
         let Ok((snapshot, machine)) = decoded else { return receiver.give_up(GiveUp::State) };
+        let snapshots = machine.snapshots();
         let group_state =
             GroupState { hard_state, position: codec::encode_position(offer.position), state: state.clone() };
-        match context.store.finish_install(self.group, offer.position.index.0, group_state, offer.hash) {
+        match context.store.finish_install(self.group, offer.position.index.0, group_state, offer.hash, &snapshots) {
             Ok(()) => {
                 self.checkpoint_running = true;
                 self.rebuilds.pending = Some(Box::new(Pending { offer, snapshot, machine }));
@@ -708,6 +759,7 @@ impl<S: StateMachine> Replica<S> {
                 receiver.on_hash_mismatch(context.now);
             }
             Err(InstallError::MapLost) => receiver.on_map_lost(context.now),
+            Err(InstallError::Snapshots { .. }) => receiver.give_up(GiveUp::Snapshots),
             Err(InstallError::Store(StoreError::Full | StoreError::Busy)) => receiver.on_finish_refused(context.now),
             Err(InstallError::Store(error)) => self.stop(error.to_string(), outputs),
         }

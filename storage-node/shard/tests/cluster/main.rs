@@ -4,4 +4,5 @@
 
 mod attaching;
 mod hostile;
+mod snapshots;
 mod world;

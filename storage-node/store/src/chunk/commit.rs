@@ -13,6 +13,7 @@ use holdfast_planted::Bug;
 use crate::chunk::header::{Counts, Header};
 use crate::chunk::layout::{Named, Place, SLOT_BLOCKS, SLOT_BYTES};
 use crate::chunk::plan::{Plan, level_for};
+use crate::chunk::snapshot::{Snapshot, table_slot};
 use crate::chunk::space::state_slots;
 use crate::chunk::{Chunks, Pending};
 use crate::device::BLOCK_BYTES;
@@ -55,6 +56,15 @@ pub struct Commit {
     pub taken: Vec<Named>,
     /// Homes of payloads that the new map names.
     pub adopted: BTreeSet<Place>,
+    /// Places born up to it are named by snapshots too.
+    shared_to: Option<u32>,
+    /// What it makes is kept as a snapshot, with this position and state.
+    pub snapshot: Option<(Bytes, Bytes)>,
+    /// Slots taken for the table of snapshots and the state of a new one, and not used yet.
+    pub table: Vec<Place>,
+    /// What the new table says, where it is another.
+    pub snapshots: Option<Vec<Snapshot>>,
+    table_planned: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +127,11 @@ impl Commit {
             freed: Vec::new(),
             taken: Vec::new(),
             adopted: BTreeSet::new(),
+            shared_to: None,
+            snapshot: None,
+            table: Vec::new(),
+            snapshots: None,
+            table_planned: kind != Kind::Checkpoint,
         }
     }
 
@@ -135,13 +150,26 @@ impl Commit {
         }
     }
 
+    /// Whether a snapshot names what was born in that era and is in the group's map.
+    pub fn is_shared(&self, born: u32) -> bool {
+        self.shared_to.is_some_and(|era| born <= era)
+    }
+
+    /// The new map does not name it any more. `born`: `None` where that cannot be read.
+    pub fn free(&mut self, named: Named, born: Option<u32>) {
+        let shared = born.map_or(self.shared_to.is_some(), |born| self.is_shared(born));
+        if !shared || holdfast_planted::is(Bug::FreeSnapshotSlot) {
+            self.freed.push(named);
+        }
+    }
+
     /// Not only the one that is not in force.
     pub fn write_both_headers(&mut self) {
         self.headers = 2;
     }
 
     fn is_written(&self) -> bool {
-        self.plan.finished && self.jobs.is_empty() && self.copies.is_empty() && self.operations == 0
+        self.table_planned && self.jobs.is_empty() && self.copies.is_empty() && self.operations == 0
     }
 }
 
@@ -152,6 +180,9 @@ impl Chunks {
             self.begin(&mut commit);
         }
         self.plan(&mut commit);
+        if commit.plan.finished && !std::mem::replace(&mut commit.table_planned, true) {
+            self.plan_table(&mut commit);
+        }
         if commit.stage == Stage::Writing && !self.failed {
             self.submit(&mut commit);
             if commit.is_written() && commit.wrote && !holdfast_planted::is(Bug::SkipSlotFlush) {
@@ -208,6 +239,7 @@ impl Chunks {
         let group = self.groups.get_mut(&commit.header.group).expect("a commit is of a group");
         commit.stage = Stage::Writing;
         commit.header.forget_below = group.header.forget_below;
+        commit.shared_to = group.shared_to();
         // A group that was cut short in a write-back before it was opened keeps its mark until a checkpoint passes it.
         let unsettled = group.header.write_back_to;
         commit.header.write_back_to = if unsettled > commit.header.index { unsettled } else { 0 };
@@ -328,10 +360,15 @@ impl Chunks {
         let (id, replica) = (header.group, header.replica);
         let group = self.groups.get_mut(&id).expect("a commit is of a group");
         group.committing = false;
+        group.taking = None;
         let mut freed = group.settle(commit.taken, commit.freed);
         if header.state != group.header.state {
             freed.extend(state_slots(&group.header.state));
         }
+        if header.table != group.header.table {
+            freed.extend(table_slot(group.header.table));
+        }
+        assert!(commit.table.is_empty(), "what was taken for snapshots is used");
         match commit.kind {
             Kind::Create => {
                 group.header = header;
@@ -356,10 +393,15 @@ impl Chunks {
                 group.header.forget_below = forget_below;
                 let mended = !group.mended.is_empty();
                 self.pass_promises(id, index);
+                if let Some(snapshots) = commit.snapshots {
+                    self.put_snapshots(id, snapshots);
+                }
+                self.start_next_cut(id);
                 self.events.push(StoreEvent::CheckpointDone { group: id, index });
                 if mended {
                     self.want_checkpoint_for_mended(id);
                 }
+                self.want_checkpoint_for_doomed(id);
             }
             Kind::Delete => {
                 let mut group = self.groups.remove(&id).expect("it was found above");
@@ -373,7 +415,7 @@ impl Chunks {
                 self.mended_bytes -= group.mended.bytes();
                 self.unasked_bytes -= if group.wanted { 0 } else { group.active.bytes() };
                 self.entries.insert(header.entry, header.generation);
-                self.drop_map(&group);
+                self.drop_maps(&group);
                 self.events.push(StoreEvent::GroupDeleted { group: id, replica });
             }
         }

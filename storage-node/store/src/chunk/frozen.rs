@@ -28,6 +28,14 @@ const STEPS_MAX: usize = 256;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrozenId(u64);
 
+/// A map beside the group's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    Frozen(FrozenId),
+    /// By its index.
+    Snapshot(u64),
+}
+
 /// What is frozen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frozen {
@@ -131,12 +139,12 @@ impl Chunks {
         self.advance();
     }
 
-    /// Asks which slots of a frozen map (`None`: of the last checkpoint), from `from_slot` on, changed above an index;
+    /// Asks which slots of a kept map (`None`: of the last checkpoint), from `from_slot` on, changed above an index;
     /// [`Chunks::take_changes`] has the answer later. Tombstones are told as slots without present blocks. Of the last
     /// checkpoint also what is lost is told, as slots that changed at [`INDEX_MAX`], where no other map's did: whoever
     /// compares takes the other's.
-    pub fn changed_since(&mut self, group: GroupId, id: Option<FrozenId>, above: u64, from_slot: u64, token: u64) {
-        let (replica, root) = match self.frozen_root(group, id) {
+    pub fn changed_since(&mut self, group: GroupId, kept: Option<Kept>, above: u64, from_slot: u64, token: u64) {
+        let (replica, root) = match self.kept_root(group, kept) {
             Ok(found) => found,
             Err(error) => return self.changes.push(ChangesAnswer { token, result: Err(error) }),
         };
@@ -145,7 +153,7 @@ impl Chunks {
         let pages = root.into_iter().collect();
         let serial = self.next_read;
         self.next_read += 1;
-        let tells_lost = id.is_none();
+        let tells_lost = kept.is_none();
         let question = Question { token, above, from_slot, tells_lost, pages, slots: Vec::new(), steps: 0 };
         self.questions.insert(serial, question);
         self.advance_question(serial);
@@ -156,9 +164,10 @@ impl Chunks {
         std::mem::take(&mut self.changes)
     }
 
-    /// As [`Chunks::read`], of a frozen map. A map that was thawed is as unknown as its group would be.
-    pub fn read_frozen(&mut self, group: GroupId, id: FrozenId, first_block: u64, count: u32, token: u64) {
-        match self.frozen_root(group, Some(id)) {
+    /// As [`Chunks::read`], of a kept map. One that was thawed or deleted is as unknown as its group would be, and so is a
+    /// snapshot whose checkpoint is not done.
+    pub fn read_kept(&mut self, group: GroupId, kept: Kept, first_block: u64, count: u32, token: u64) {
+        match self.kept_root(group, Some(kept)) {
             Ok((_, root)) => {
                 self.start_map_read(
                     group,
@@ -174,14 +183,21 @@ impl Chunks {
         }
     }
 
-    fn frozen_root(&self, group: GroupId, id: Option<FrozenId>) -> Result<(ReplicaId, Root), ReadError> {
+    fn kept_root(&self, group: GroupId, kept: Option<Kept>) -> Result<(ReplicaId, Root), ReadError> {
         if self.failed {
             return Err(ReadError::Failed);
         }
         let found = self.groups.get(&group).filter(|found| !found.deleting).ok_or(ReadError::UnknownGroup)?;
-        let Some(id) = id else { return Ok((found.header.replica, found.header.root)) };
-        let freeze = found.freezes.iter().find(|freeze| freeze.frozen.id == id).ok_or(ReadError::UnknownGroup)?;
-        Ok((found.header.replica, freeze.root))
+        let root = match kept {
+            None => Some(found.header.root),
+            Some(Kept::Frozen(id)) => {
+                found.freezes.iter().find(|freeze| freeze.frozen.id == id).map(|freeze| freeze.root)
+            }
+            Some(Kept::Snapshot(index)) => {
+                found.snapshots.iter().find(|snapshot| snapshot.index == index).map(|snapshot| snapshot.root)
+            }
+        };
+        Ok((found.header.replica, root.ok_or(ReadError::UnknownGroup)?))
     }
 
     pub(super) fn advance_question(&mut self, serial: u64) {

@@ -6,7 +6,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `HFGROUP1` |
-//! | 8 | 4 | version, 1 |
+//! | 8 | 4 | version, 2 |
 //! | 12 | 4 | crc32c of the block with this field zero |
 //! | 16 | 18 | group |
 //! | 34 | 2 | flags: 1 deleted |
@@ -31,7 +31,12 @@
 //! | 160 | 256 | hard state |
 //! | 416 | 64 | position |
 //! | 480 | 8 | installing: the map is of no single index, a delta up to this one was being installed; zero: none |
-//! | 488 | 3608 | the state, or the places u64 of its slots |
+//! | 488 | 4 | era: what the next checkpoint takes is born in it, from 1 |
+//! | 492 | 4 | snapshots in the table |
+//! | 496 | 8 | place of the table's slot; zero: no snapshots |
+//! | 504 | 4 | crc32c of the table |
+//! | 508 | 4 | zero |
+//! | 512 | 3584 | the state, or the places u64 of its slots |
 
 use bytes::Bytes;
 use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
@@ -39,25 +44,28 @@ use holdfast_id::{GroupId, ID_BYTES, ReplicaId};
 use crate::bytes_at::{put, u16_at, u32_at, u64_at};
 use crate::chunk::layout::{Layout, Place, SLOT_BYTES};
 use crate::chunk::page::{LEVEL_MAX, PageRef, Root};
+use crate::chunk::snapshot::{SNAPSHOTS_MAX, TableHome};
 use crate::device::BLOCK_BYTES;
 use crate::group::{HARD_STATE_BYTES_MAX, POSITION_BYTES_MAX, STATE_BYTES_MAX};
 use crate::superblock::COUNT_MAX;
 
 const MAGIC: [u8; 8] = *b"HFGROUP1";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FLAG_DELETED: u16 = 1;
 /// Stands for a count that is not known.
-const UNKNOWN: u64 = u64::MAX;
+pub const UNKNOWN: u64 = u64::MAX;
 const HARD_STATE: usize = 160;
 const POSITION: usize = HARD_STATE + HARD_STATE_BYTES_MAX;
 const INSTALLING: usize = POSITION + POSITION_BYTES_MAX;
-const STATE: usize = INSTALLING + 8;
+const ERA: usize = INSTALLING + 8;
+const TABLE: usize = ERA + 4;
+const STATE: usize = TABLE + 20;
 
 /// Longest state that lies in the header itself.
 pub const INLINE_STATE_BYTES_MAX: usize = BLOCK_BYTES - STATE;
 const STATE_SLOTS_MAX: usize = STATE_BYTES_MAX / SLOT_BYTES;
 
-const _: () = assert!(POSITION == 416 && STATE == 488 && INLINE_STATE_BYTES_MAX == 3608);
+const _: () = assert!(POSITION == 416 && STATE == 512 && INLINE_STATE_BYTES_MAX == 3584);
 const _: () = assert!(STATE_SLOTS_MAX * 8 <= INLINE_STATE_BYTES_MAX, "the longest state's slots fit the header");
 const _: () = assert!(16 + GroupId::BYTES == 34 && 40 + ID_BYTES == 56);
 
@@ -93,6 +101,8 @@ pub struct Header {
     pub forget_below: u64,
     /// Above zero: slots hold the changes up to other indices than `index`, the highest of them at most this.
     pub installing: u64,
+    pub era: u32,
+    pub table: Option<TableHome>,
     pub hard_state: Bytes,
     pub position: Bytes,
     pub state: StateHome,
@@ -131,6 +141,12 @@ impl Header {
         put(&mut block, 122, (self.position.len() as u16).to_le_bytes());
         put(&mut block, 136, self.forget_below.to_le_bytes());
         put(&mut block, INSTALLING, self.installing.to_le_bytes());
+        put(&mut block, ERA, self.era.to_le_bytes());
+        if let Some(table) = self.table {
+            put(&mut block, TABLE, table.snapshots.to_le_bytes());
+            put(&mut block, TABLE + 4, table.place.0.to_le_bytes());
+            put(&mut block, TABLE + 12, table.crc.to_le_bytes());
+        }
         block[144..HARD_STATE].copy_from_slice(&self.counts.map_or(0, |counts| counts.hash).to_le_bytes());
         block[HARD_STATE..][..self.hard_state.len()].copy_from_slice(&self.hard_state);
         block[POSITION..][..self.position.len()].copy_from_slice(&self.position);
@@ -176,7 +192,13 @@ impl Header {
         let (hard_state, position) = (usize::from(u16_at(block, 120)), usize::from(u16_at(block, 122)));
         let root_fits = page.is_none_or(|page| page.place == Place::LOST || layout.slot_of(page.place).is_some());
         let counts = [56, 64, 72, 80, 136, INSTALLING].map(|at| u64_at(block, at));
+        let (snapshots, place) = (u32_at(block, TABLE), Place(u64_at(block, TABLE + 4)));
+        let table = (!place.is_none()).then_some(TableHome { place, snapshots, crc: u32_at(block, TABLE + 12) });
+        let table_fits = if table.is_some() { layout.is_slot(place) } else { snapshots == 0 };
         let fits = flags & !FLAG_DELETED == 0
+            && table_fits
+            && snapshots as usize <= SNAPSHOTS_MAX
+            && u32_at(block, ERA) != 0
             && counts.iter().all(|count| *count <= COUNT_MAX)
             && u32_at(block, 36) == entry
             && level <= u32::from(LEVEL_MAX)
@@ -202,6 +224,8 @@ impl Header {
             },
             forget_below: u64_at(block, 136),
             installing: u64_at(block, INSTALLING),
+            era: u32_at(block, ERA),
+            table,
             hard_state: Bytes::copy_from_slice(&block[HARD_STATE..][..hard_state]),
             position: Bytes::copy_from_slice(&block[POSITION..][..position]),
             state: Self::decode_state(layout, block)?,

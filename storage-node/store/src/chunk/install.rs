@@ -17,7 +17,7 @@
 //! goes on, of the same delta or of a later one, need not copy it again. While the mark stands, records above P stay
 //! in the WAL as after any checkpoint at P.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -25,9 +25,11 @@ use holdfast_id::GroupId;
 
 use crate::chunk::commit::{Commit, Job, Kind};
 use crate::chunk::header::Header;
-use crate::chunk::layout::{Named, Place, SLOT_BLOCKS};
+use crate::chunk::layout::{Named, Place, SLOT_BLOCKS, SLOT_BYTES};
+use crate::chunk::overlay::Layer;
 use crate::chunk::page::{BLOCKS_MAX, INDEX_MAX, LEVEL_MAX, Leaf};
 use crate::chunk::repair::RepairEvent;
+use crate::chunk::space::state_slots;
 use crate::chunk::{Chunks, check_state};
 use crate::device::BLOCK_BYTES;
 use crate::group::{GroupState, InstallError, InstalledSlot, StoreError};
@@ -95,11 +97,13 @@ impl Chunks {
         header.hard_state = hard_state;
         let state = GroupState { hard_state: header.hard_state.clone(), position: Bytes::new(), state: Bytes::new() };
         check_state(&state)?;
-        self.queue_checkpoint(group, header, VecDeque::new())
+        self.queue_checkpoint(group, header, VecDeque::new(), None)
     }
 
     /// Ends the install: the group is what the sender has at `index`, with `state` as of it; `CheckpointDone` follows.
-    /// Every slot has to be committed before. Also for a delta without any slot.
+    /// Every slot has to be committed before. Also for a delta without any slot. `snapshots`: those of the
+    /// state. One at `index` itself is taken with it where it is not here; where there is one, older ones may be gone, for the
+    /// log deletes them later. Otherwise all have to be here. What is here beside them goes.
     ///
     /// # Panics
     /// Where `index` is below the last checkpoint.
@@ -110,6 +114,7 @@ impl Chunks {
         wal_sequence: u64,
         state: GroupState,
         hash: u128,
+        snapshots: &[u64],
     ) -> Result<(), InstallError> {
         self.check_running()?;
         check_state(&state)?;
@@ -128,6 +133,18 @@ impl Chunks {
         if counts.hash != hash && !holdfast_planted::is(holdfast_planted::Bug::InstallAnyMap) {
             return Err(InstallError::Hash { found: counts.hash, expected: hash });
         }
+        let held: BTreeSet<u64> = found.snapshots_held().filter(|held| !found.doomed.contains_key(held)).collect();
+        let wanted: BTreeSet<u64> = snapshots.iter().copied().collect();
+        let missing: Vec<u64> = wanted.difference(&held).copied().filter(|missing| *missing != index).collect();
+        let taken = wanted.contains(&index) && !held.contains(&index);
+        if let Some(first) = missing.first().filter(|_| !wanted.contains(&index)) {
+            return Err(InstallError::Snapshots { first: *first, count: missing.len() });
+        }
+        let snapshot = taken.then(|| (state.position.clone(), state.state.clone()));
+        if snapshot.is_some() && state.state.len() > SLOT_BYTES {
+            return Err(StoreError::TooLarge { what: "state with a snapshot", limit: SLOT_BYTES }.into());
+        }
+        let gone: Vec<u64> = held.difference(&wanted).copied().collect();
         let mut header = found.header.clone();
         let (home, jobs) = self.place_state(&state.state)?;
         header.index = index;
@@ -136,7 +153,9 @@ impl Chunks {
         header.hard_state = state.hard_state;
         header.position = state.position;
         header.state = home;
-        self.queue_checkpoint(group, header, jobs)?;
+        let doomed = &mut self.groups.get_mut(&group).expect("it was found above").doomed;
+        doomed.extend(gone.into_iter().map(|gone| (gone, index)));
+        self.queue_checkpoint(group, header, jobs, snapshot)?;
         // Records up to here are not applied any more.
         self.settle_promises(group, index);
         Ok(())
@@ -148,27 +167,61 @@ impl Chunks {
         group: GroupId,
         header: Header,
         jobs: VecDeque<Job>,
+        snapshot: Option<(Bytes, Bytes)>,
     ) -> Result<(), StoreError> {
-        let barrier = self.next_read;
         let found = self.groups.get_mut(&group).ok_or(StoreError::UnknownGroup)?;
         if found.committing {
             return Err(StoreError::Busy);
         }
-        if !found.wanted {
-            self.unasked_bytes -= found.active.bytes();
-        }
-        found.applied = header.index;
-        found.committing = true;
-        let heal = std::mem::take(&mut found.heal_header);
+        let (applied, bytes) = (header.index, found.active.bytes());
         let layer = std::mem::take(&mut found.active);
+        if let Err(refused) = self.queue_layer(group, header, jobs, layer, snapshot) {
+            let (layer, error) = *refused;
+            self.groups.get_mut(&group).expect("it was found above").active = layer;
+            return Err(error);
+        }
+        let found = self.groups.get_mut(&group).expect("it was found above");
+        found.applied = applied;
+        if !found.wanted {
+            self.unasked_bytes -= bytes;
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// Queues the checkpoint that writes a layer out. Where there is no space for what it writes beside, the layer comes
+    /// back, and what was taken for the state is free again.
+    pub(super) fn queue_layer(
+        &mut self,
+        group: GroupId,
+        header: Header,
+        jobs: VecDeque<Job>,
+        layer: Layer,
+        snapshot: Option<(Bytes, Bytes)>,
+    ) -> Result<(), Box<(Layer, StoreError)>> {
+        let table = match self.place_table(group, header.index, snapshot.is_some()) {
+            Ok(table) => table,
+            Err(error) => {
+                if header.state != self.groups[&group].header.state {
+                    state_slots(&header.state).into_iter().for_each(|named| self.allocator.free(named));
+                }
+                return Err(Box::new((layer, error)));
+            }
+        };
+        let barrier = self.next_read;
+        let found = self.groups.get_mut(&group).expect("the caller has looked at it");
+        found.committing = true;
+        found.taking = snapshot.as_ref().map(|_| header.index);
+        let heal = std::mem::take(&mut found.heal_header);
         let layer = Arc::new(self.with_mended(group, layer));
         self.groups.get_mut(&group).expect("it was found above").frozen = Some(layer);
         let mut commit = Commit::new(Kind::Checkpoint, header, jobs, barrier);
+        commit.snapshot = snapshot;
+        commit.table = table;
         if heal {
             commit.write_both_headers();
         }
         self.commits.push_back(commit);
-        self.advance();
         Ok(())
     }
 
@@ -178,16 +231,16 @@ impl Chunks {
         leaf.checksums[first..first + SLOT_BLOCKS as usize].fill(0);
         let entry = &mut leaf.slots[i];
         if !entry.place.is_none() {
-            commit.freed.push(Named::Slot(entry.place));
+            commit.free(Named::Slot(entry.place), Some(entry.born));
             commit.count(|counts| counts.slots -= 1);
         }
         (entry.index, entry.present, entry.lost) = (installed.index, installed.present, 0);
-        entry.place = Place::NONE;
+        (entry.place, entry.born) = (Place::NONE, 0);
         if installed.present == 0 {
             return;
         }
         let Some(place) = self.allocator.take_slot() else { return self.fail_for_space() };
-        entry.place = place;
+        (entry.place, entry.born) = (place, commit.header.era);
         commit.taken.push(Named::Slot(place));
         commit.count(|counts| counts.slots += 1);
         let blocks = (0..SLOT_BLOCKS).filter(|block| installed.present & (1 << block) != 0);

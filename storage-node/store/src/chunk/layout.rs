@@ -25,7 +25,7 @@ pub const SLOTS_MIN: u64 = 64;
 pub const SLOTS_MAX: u64 = 1 << 30;
 
 const MAGIC: [u8; 8] = *b"HFCHUNKS";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A block of the region, counted from its start; zero, the region's header, stands for "nowhere".
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -7,13 +7,16 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
 use bytes::Bytes;
+use holdfast_id::{GroupId, ReplicaId};
 
 use crate::chunk::allocator::Allocator;
 use crate::chunk::cache::PageCache;
+use crate::chunk::difference::Pair;
 use crate::chunk::header::{Copy, Counts, Header, StateHome};
 use crate::chunk::layout::{Layout, Named, Place, SLOT_BYTES, SLOTS_MIN};
-use crate::chunk::page::{FAN_OUT_BITS, Page, PageId, PageRef};
+use crate::chunk::page::{Leaf, Page, PageId, PageRef, Root};
 use crate::chunk::scrub::Scrub;
+use crate::chunk::snapshot::{Snapshot, decode_table, table_slot};
 use crate::chunk::space::state_slots;
 use crate::chunk::{CheckpointedGroup, Chunks, Counters, Group, Limits};
 use crate::device::{BLOCK_BYTES, Device, Region};
@@ -83,6 +86,7 @@ impl Chunks {
             commits: VecDeque::new(),
             frees: VecDeque::new(),
             drops: VecDeque::new(),
+            waiting_cuts: BTreeSet::new(),
             orphans: Vec::new(),
             next_frozen: 0,
             questions: BTreeMap::new(),
@@ -113,7 +117,10 @@ impl Chunks {
     }
 
     fn open_group(&mut self, device: &dyn Device, mut header: Header) -> Result<CheckpointedGroup, OpenError> {
-        let mut reason = self.mark_map(device, &mut header)?.err();
+        let (snapshots, mut reason) = match self.mark_group(device, &mut header)? {
+            Ok(snapshots) => (snapshots, None),
+            Err(reason) => (Vec::new(), Some(reason)),
+        };
         let state = match read_state(device, &self.layout, &header)? {
             Some(state) => state,
             None => {
@@ -123,11 +130,16 @@ impl Chunks {
         };
         let mut group = Group::new(header);
         group.damaged = reason.is_some();
+        group.snapshots = if group.damaged { Vec::new() } else { snapshots };
         group.installing = group.header.installing != 0;
         group.installing_to = group.header.installing;
         if let (true, Some(root)) = (group.damaged, &mut group.header.root.page) {
             // Two groups may claim its slots; neither reads nor frees them through this map.
             *root = PageRef::LOST;
+        }
+        if group.damaged {
+            // Nor its table, which may not even have been looked at.
+            group.header.table = None;
         }
         let header = &group.header;
         let checkpointed = CheckpointedGroup {
@@ -145,74 +157,188 @@ impl Chunks {
         Ok(checkpointed)
     }
 
-    /// Marks all a header leads to. The inner error says that the map cannot be this group's.
-    fn mark_map(&mut self, device: &dyn Device, header: &mut Header) -> Result<Result<(), String>, OpenError> {
-        let claimed = |named| format!("{named:?} belongs to another group too");
-        for named in state_slots(&header.state) {
+    /// Marks all a header leads to, and reads its table of snapshots. The inner error says that a map cannot be this
+    /// group's, or that it is not what it was.
+    fn mark_group(
+        &mut self,
+        device: &dyn Device,
+        header: &mut Header,
+    ) -> Result<Result<Vec<Snapshot>, String>, OpenError> {
+        for named in state_slots(&header.state).into_iter().chain(table_slot(header.table)) {
             if self.allocator.mark(named).is_err() {
                 return Ok(Err(claimed(named)));
             }
         }
-        let id = PageId { group: header.group, replica: header.replica, level: header.root.level, number: 0 };
-        let mut level: Vec<(PageId, PageRef)> = header.root.page.map(|page| (id, page)).into_iter().collect();
-        let (mut counts, mut all_read) = (Counts::default(), true);
+        let mut snapshots = Vec::new();
+        if let Some(home) = header.table {
+            let table = read(device, self.layout.offset(home.place), home.bytes().next_multiple_of(BLOCK_BYTES));
+            let state = |place| read(device, self.layout.offset(place), SLOT_BYTES).ok().map(Bytes::from);
+            match table.ok().and_then(|table| decode_table(&self.layout, &home, &table, state)) {
+                Some(found) => snapshots = found,
+                None => return Ok(Err("the table of snapshots does not match its checksum".to_owned())),
+            }
+        }
+        for snapshot in &snapshots {
+            let named = Named::Slot(snapshot.state_place);
+            if self.allocator.mark(named).is_err() {
+                return Ok(Err(claimed(named)));
+            }
+        }
+        let mut maps = Maps {
+            group: header.group,
+            replica: header.replica,
+            older: Root::default(),
+            era: 0,
+            counts: Some(Counts::default()),
+            whole: true,
+        };
+        for snapshot in &mut snapshots {
+            if let Err(reason) = self.mark_map(device, &mut maps, snapshot.root, snapshot.era, &mut snapshot.counts)? {
+                return Ok(Err(format!("snapshot {}: {reason}", snapshot.index)));
+            }
+        }
+        if snapshots.last().is_some_and(|last| last.era >= header.era || last.index > header.index) {
+            return Ok(Err("a snapshot is younger than the group".to_owned()));
+        }
+        let marked = self.mark_map(device, &mut maps, header.root, header.era, &mut header.counts)?;
+        Ok(marked.map(|()| snapshots))
+    }
+
+    /// Marks what a map names beside the next older one of the group, and holds what it amounts to against `expected`.
+    fn mark_map(
+        &mut self,
+        device: &dyn Device,
+        maps: &mut Maps,
+        root: Root,
+        era: u32,
+        expected: &mut Option<Counts>,
+    ) -> Result<Result<(), String>, OpenError> {
+        let mut counts = maps.counts.unwrap_or_default();
+        let (mut mine, mut other) = (Slab::default(), Slab::default());
+        let first = Pair::of(maps.group, maps.replica, root, maps.older);
+        let mut level: Vec<Pair> = Some(first).filter(|pair| pair.mine != pair.other).into_iter().collect();
         while !level.is_empty() {
-            all_read &= level.iter().all(|(_, at)| at.place != Place::LOST);
-            level.retain(|(_, at)| at.place != Place::LOST);
-            level.sort_unstable_by_key(|(_, at)| at.place);
+            level.sort_unstable_by_key(|pair| pair.mine.map(|part| part.page.place));
             let mut next = Vec::new();
-            let mut slab = (u64::MAX, Vec::new());
-            for (id, at) in level {
-                if self.allocator.mark(Named::Page(at.place)).is_err() {
-                    return Ok(Err(claimed(Named::Page(at.place))));
-                }
-                counts.pages += 1;
-                let slot = self.layout.slot_of(at.place).expect("decoding checked the place");
-                let start = self.layout.slot_place(slot);
-                if slab.0 != slot {
-                    // A slab with an unreadable sector is read page by page below.
-                    slab = (slot, read(device, self.layout.offset(start), SLOT_BYTES).unwrap_or_default());
-                }
-                let within = (at.place.0 - start.0) as usize * BLOCK_BYTES;
-                let alone = match slab.1.get(within..within + BLOCK_BYTES) {
-                    Some(block) => Ok(block.to_vec()),
-                    None => read(device, self.layout.offset(at.place), BLOCK_BYTES),
+            for pair in level {
+                let older = match pair.page_of(pair.other) {
+                    None => None,
+                    Some(at) => match self.read_marked(device, &mut other, &pair.id, at) {
+                        Some(page) => Some(page),
+                        // Shared or not: what lies below cannot be told.
+                        None => {
+                            maps.whole = false;
+                            None
+                        }
+                    },
                 };
-                let page = alone.ok().and_then(|block| Page::decode(&self.layout, &id, at.crc, &block).ok());
-                match page {
-                    None => {
-                        self.counters.corrupt_pages += 1;
-                        self.bad_pages.insert(at.place);
-                        all_read = false;
+                let at = pair.page_of(pair.mine).filter(|at| at.place != Place::LOST);
+                maps.whole &= pair.page_of(pair.mine).is_none_or(|at| at.place != Place::LOST);
+                if let Some(at) = at {
+                    if self.allocator.mark(Named::Page(at.place)).is_err() && maps.whole {
+                        return Ok(Err(claimed(Named::Page(at.place))));
                     }
-                    Some(Page::Inner(inner)) => {
-                        for (i, child) in inner.children.iter().enumerate() {
-                            let number = (id.number << FAN_OUT_BITS) + i as u64;
-                            next.extend(child.map(|child| (PageId { level: id.level - 1, number, ..id }, child.page)));
-                        }
-                    }
-                    Some(Page::Leaf(leaf)) => {
-                        all_read &= leaf.slots.iter().all(|slot| slot.lost == 0);
-                        for (n, slot) in leaf.slots.iter().enumerate().filter(|(_, slot)| !slot.place.is_none()) {
-                            if self.allocator.mark(Named::Slot(slot.place)).is_err() {
-                                return Ok(Err(claimed(Named::Slot(slot.place))));
-                            }
-                            counts.slots += 1;
-                            counts.hash = counts.hash.wrapping_add(leaf.slot_hash(id.number, n));
-                        }
-                    }
+                    counts.pages += 1;
+                }
+                let page = at.and_then(|at| self.read_marked(device, &mut mine, &pair.id, at));
+                if at.is_some() && page.is_none() {
+                    self.counters.corrupt_pages += 1;
+                    maps.whole = false;
+                }
+                if let Some(page) = page.as_ref().filter(|page| page.born() <= maps.era || page.born() > era) {
+                    return Ok(Err(format!("a page born in era {} is not shared", page.born())));
+                }
+                counts.pages = counts.pages.saturating_sub(u64::from(older.is_some()));
+                if pair.id.level > 0 {
+                    next.extend(pair.children(page.as_ref(), older.as_ref()));
+                    continue;
+                }
+                let leaves = (page.as_ref().map(Page::leaf), older.as_ref().map(Page::leaf));
+                if let Err(reason) = self.mark_leaf(maps, era, pair.id.number, leaves, &mut counts) {
+                    return Ok(Err(reason));
                 }
             }
             level = next;
         }
-        if all_read {
-            if let Some(expected) = header.counts.filter(|expected| *expected != counts) {
+        (maps.older, maps.era) = (root, era);
+        maps.counts = maps.whole.then_some(counts);
+        if maps.whole {
+            if let Some(expected) = expected.filter(|expected| *expected != counts) {
                 return Ok(Err(format!("the map holds {counts:?}, its header says {expected:?}")));
             }
-            header.counts = Some(counts);
+            *expected = Some(counts);
         }
         Ok(Ok(()))
     }
+
+    fn mark_leaf(
+        &mut self,
+        maps: &mut Maps,
+        era: u32,
+        number: u64,
+        (mine, other): (Option<&Leaf>, Option<&Leaf>),
+        counts: &mut Counts,
+    ) -> Result<(), String> {
+        let empty = Leaf::empty();
+        let (mine, other) = (mine.unwrap_or(&empty), other.unwrap_or(&empty));
+        maps.whole &= mine.slots.iter().all(|slot| slot.lost == 0);
+        for (n, (slot, older)) in mine.slots.iter().zip(&other.slots).enumerate() {
+            let (is, was) = (!slot.place.is_none(), !older.place.is_none());
+            let fits = if slot.place == older.place {
+                slot.born == older.born
+            } else {
+                !is || self.allocator.mark(Named::Slot(slot.place)).is_ok() && slot.born > maps.era && slot.born <= era
+            };
+            if !fits && maps.whole {
+                return Err(claimed(Named::Slot(slot.place)));
+            }
+            counts.slots = (counts.slots + u64::from(is)).saturating_sub(u64::from(was));
+            let (hash, former) = (mine.slot_hash(number, n), other.slot_hash(number, n));
+            counts.hash = counts.hash.wrapping_add(hash).wrapping_sub(former);
+        }
+        Ok(())
+    }
+
+    fn read_marked(&mut self, device: &dyn Device, slab: &mut Slab, id: &PageId, at: PageRef) -> Option<Page> {
+        let start = self.layout.slot_place(self.layout.slot_of(at.place)?);
+        if slab.start != start {
+            // A slab with an unreadable sector is read page by page below.
+            *slab = Slab { start, data: read(device, self.layout.offset(start), SLOT_BYTES).unwrap_or_default() };
+        }
+        let within = (at.place.0 - start.0) as usize * BLOCK_BYTES;
+        let block = match slab.data.get(within..within + BLOCK_BYTES) {
+            Some(block) => Ok(block.to_vec()),
+            None => read(device, self.layout.offset(at.place), BLOCK_BYTES),
+        };
+        let page = block.ok().and_then(|block| Page::decode(&self.layout, id, at.crc, &block).ok());
+        if page.is_none() {
+            self.bad_pages.insert(at.place);
+        }
+        page
+    }
+}
+
+/// The maps of a group on their way in, the oldest first.
+struct Maps {
+    group: GroupId,
+    replica: ReplicaId,
+    /// The last one marked, and its era.
+    older: Root,
+    era: u32,
+    /// What that one amounts to, while everything was readable.
+    counts: Option<Counts>,
+    whole: bool,
+}
+
+/// The slot read last: pages that were written together lie together.
+#[derive(Default)]
+struct Slab {
+    start: Place,
+    data: Vec<u8>,
+}
+
+fn claimed(named: Named) -> String {
+    format!("{named:?} belongs to something else too")
 }
 
 /// The group table as found.

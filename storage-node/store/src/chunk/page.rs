@@ -2,15 +2,18 @@
 //!
 //! ```text
 //!      0        4       6     7     8            32      40          48        64
-//!      | magic  | vers. | lvl | wid | group, pad | number| generation| replica | body ...
+//!      | magic  | vers. | lvl | wid | group, born| number| generation| replica | body ...
 //! leaf (level 0), body:
-//!     64   16 x { place u64, last-changed index u64, present u16, lost u16, 0 u32 }
+//!     64   16 x { place u64, last-changed index u64, present u16, lost u16, born u32 }
 //!    448   256 x checksum u32 (crc32c of the block; zero where the block is not present)
 //!   1472   zero
 //! inner (level >= 1), body:
 //!     64   256 x { place u40, index u48, crc32c of the page u32 }
 //!   3904   zero
 //! ```
+//! `born`, of a page at 28 and of each slot, is the era of the group in which its place was taken; zero where a slot has
+//! no place. It says which snapshots name the place too; see `snapshot`.
+//!
 //! A child's `index` is at least the last-changed index of every slot below it, so that whoever looks for changes
 //! since some index passes by whole subtrees. A place of all ones is a page that was lost.
 //!
@@ -41,8 +44,9 @@ pub const BLOCKS_MAX: u64 = LEAF_BLOCKS << (FAN_OUT_BITS * LEVEL_MAX as u32);
 
 const LEAF_MAGIC: [u8; 4] = *b"HFLF";
 const INNER_MAGIC: [u8; 4] = *b"HFIN";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const WIDTH: u8 = 4;
+const BORN: usize = 28;
 const BODY: usize = 64;
 const SLOT_ENTRY_BYTES: usize = 24;
 const CHECKSUMS: usize = BODY + LEAF_SLOTS * SLOT_ENTRY_BYTES;
@@ -56,7 +60,7 @@ const _: () = assert!(CHECKSUMS == 448 && LEAF_END == 1472 && INNER_END == 3904)
 const _: () = assert!(LEAF_END <= BLOCK_BYTES && INNER_END <= BLOCK_BYTES);
 const _: () = assert!(CHECKSUMS + LEAF_BLOCKS as usize * 14 <= BLOCK_BYTES, "fourteen bytes per block fit");
 const _: () = assert!(FAN_OUT == 1 << FAN_OUT_BITS && SLOT_BLOCKS == 16, "a slot's blocks fit a u16 mask");
-const _: () = assert!(8 + GroupId::BYTES <= 32 && 48 + ID_BYTES == BODY);
+const _: () = assert!(8 + GroupId::BYTES <= BORN && BORN + 4 <= 32 && 48 + ID_BYTES == BODY);
 const _: () = assert!((SLOTS_MAX + 1) * SLOT_BLOCKS + 2 * GROUPS_MAX as u64 + 16 < LOST_PLACE, "places fit 40 bits");
 const _: () = assert!(BLOCKS_MAX >= 1 << 34, "the largest volume fits");
 
@@ -110,16 +114,22 @@ pub struct SlotEntry {
     pub present: u16,
     /// Bit i: what block i held is unknown. Reads of it fail until it is overwritten.
     pub lost: u16,
+    /// Era in which the place was taken; zero exactly where there is none.
+    pub born: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
+    /// Era in which the page's own place was taken; zero: it has none yet.
+    pub born: u32,
     pub slots: [SlotEntry; LEAF_SLOTS],
     pub checksums: [u32; LEAF_BLOCKS as usize],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inner {
+    /// As of a leaf.
+    pub born: u32,
     pub children: [Option<Child>; FAN_OUT],
 }
 
@@ -151,7 +161,7 @@ pub enum PageError {
 
 impl Leaf {
     pub fn empty() -> Leaf {
-        Leaf { slots: [SlotEntry::default(); LEAF_SLOTS], checksums: [0; LEAF_BLOCKS as usize] }
+        Leaf { born: 0, slots: [SlotEntry::default(); LEAF_SLOTS], checksums: [0; LEAF_BLOCKS as usize] }
     }
 
     /// Stands in for a leaf that cannot be read.
@@ -177,12 +187,12 @@ impl Leaf {
 
 impl Inner {
     pub fn empty() -> Inner {
-        Inner { children: [None; FAN_OUT] }
+        Inner { born: 0, children: [None; FAN_OUT] }
     }
 
     /// Stands in for an inner page that cannot be read.
     pub fn lost() -> Inner {
-        Inner { children: [Some(Child::LOST); FAN_OUT] }
+        Inner { born: 0, children: [Some(Child::LOST); FAN_OUT] }
     }
 }
 
@@ -200,6 +210,20 @@ impl Page {
         match self {
             Page::Leaf(leaf) => leaf.is_empty(),
             Page::Inner(inner) => inner.children.iter().all(Option::is_none),
+        }
+    }
+
+    pub fn born(&self) -> u32 {
+        match self {
+            Page::Leaf(leaf) => leaf.born,
+            Page::Inner(inner) => inner.born,
+        }
+    }
+
+    pub fn set_born(&mut self, era: u32) {
+        match self {
+            Page::Leaf(leaf) => leaf.born = era,
+            Page::Inner(inner) => inner.born = era,
         }
     }
 
@@ -237,6 +261,7 @@ impl Page {
         block[6] = id.level;
         block[7] = WIDTH;
         block[8..8 + GroupId::BYTES].copy_from_slice(&id.group.to_bytes());
+        put(&mut block, BORN, self.born().to_le_bytes());
         put(&mut block, 32, id.number.to_le_bytes());
         put(&mut block, 40, generation.to_le_bytes());
         block[48..BODY].copy_from_slice(&id.replica.to_bytes());
@@ -245,11 +270,13 @@ impl Page {
                 assert_eq!(id.level, 0, "leaves are level 0");
                 for (i, slot) in leaf.slots.iter().enumerate() {
                     assert_eq!(slot.place.is_none(), slot.present == 0, "a place exactly where a block is present");
+                    assert_eq!(slot.place.is_none(), slot.born == 0, "a place was taken in some era");
                     let at = BODY + i * SLOT_ENTRY_BYTES;
                     put(&mut block, at, slot.place.0.to_le_bytes());
                     put(&mut block, at + 8, slot.index.to_le_bytes());
                     put(&mut block, at + 16, slot.present.to_le_bytes());
                     put(&mut block, at + 18, slot.lost.to_le_bytes());
+                    put(&mut block, at + 20, slot.born.to_le_bytes());
                 }
                 for (i, checksum) in leaf.checksums.iter().enumerate() {
                     put(&mut block, CHECKSUMS + i * 4, checksum.to_le_bytes());
@@ -294,7 +321,7 @@ impl Page {
     }
 
     fn decode_leaf(layout: &Layout, block: &[u8]) -> Result<Page, PageError> {
-        let mut leaf = Box::new(Leaf::empty());
+        let mut leaf = Box::new(Leaf { born: u32_at(block, BORN), ..Leaf::empty() });
         for (i, slot) in leaf.slots.iter_mut().enumerate() {
             let at = BODY + i * SLOT_ENTRY_BYTES;
             *slot = SlotEntry {
@@ -302,10 +329,11 @@ impl Page {
                 index: u64_at(block, at + 8),
                 present: u16_at(block, at + 16),
                 lost: u16_at(block, at + 18),
+                born: u32_at(block, at + 20),
             };
             let placed = slot.present != 0;
-            if placed == slot.place.is_none() || placed && !layout.is_slot(slot.place) || slot.present & slot.lost != 0
-            {
+            let fits = placed != slot.place.is_none() && placed == (slot.born != 0);
+            if !fits || placed && !layout.is_slot(slot.place) || slot.present & slot.lost != 0 {
                 return Err(PageError::Field);
             }
         }
@@ -316,7 +344,7 @@ impl Page {
     }
 
     fn decode_inner(layout: &Layout, block: &[u8]) -> Result<Page, PageError> {
-        let mut inner = Box::new(Inner::empty());
+        let mut inner = Box::new(Inner { born: u32_at(block, BORN), ..Inner::empty() });
         for (i, child) in inner.children.iter_mut().enumerate() {
             let at = BODY + i * CHILD_BYTES;
             let place = match u64_at(block, at) & LOST_PLACE {

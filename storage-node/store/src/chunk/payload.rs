@@ -120,6 +120,9 @@ impl Chunks {
 
     pub(crate) fn free_slots(&mut self, places: Vec<Place>) {
         places.into_iter().for_each(|place| self.allocator.free(Named::Slot(place)));
+        if !self.waiting_cuts.is_empty() {
+            self.advance();
+        }
     }
 
     fn homes(&self, placed: &[Extent]) -> Homes {

@@ -7,14 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use holdfast_id::GroupId;
 
 use crate::chunk::Chunks;
 use crate::chunk::commit::{Commit, CopyJob, Job};
 use crate::chunk::header::Header;
 use crate::chunk::layout::{Named, Place, SLOT_BLOCKS};
 use crate::chunk::overlay::{Content, Layer, Piece};
-use crate::chunk::page::{Child, FAN_OUT_BITS, LEAF_BLOCKS, Leaf, Page, PageId, PageRef, Root};
+use crate::chunk::page::{Child, FAN_OUT_BITS, LEAF_BLOCKS, Leaf, Page, PageId, PageRef, Root, SlotEntry};
 use crate::chunk::walk::{Found, Waiter, Walk};
 
 /// Planning pauses while more jobs than this wait to be submitted.
@@ -82,7 +81,7 @@ impl Chunks {
         if matches!(found, Found::Lost { .. }) {
             commit.header.counts = None;
         }
-        let new = if level == 0 {
+        let mut new = if level == 0 {
             let Some(leaf) = self.plan_leaf(commit, number, old.leaf()) else { return };
             let slots = (number * leaf.slots.len() as u64..).zip(&leaf.slots);
             let lost = slots.filter(|(_, entry)| entry.lost != 0).map(|(slot, _)| slot);
@@ -96,7 +95,8 @@ impl Chunks {
             Page::Inner(Box::new(inner))
         };
         if let Some(at) = old_at {
-            commit.freed.push(Named::Page(at.place));
+            let born = matches!(found, Found::Page { .. }).then(|| old.born());
+            commit.free(Named::Page(at.place), born);
             commit.count(|counts| counts.pages -= 1);
         }
         if new.is_empty() {
@@ -104,6 +104,7 @@ impl Chunks {
             return;
         }
         let Some(place) = self.allocator.take_page() else { return self.fail_for_space() };
+        new.set_born(commit.header.era);
         let Header { group, replica, .. } = commit.header;
         let data = new.encode(&PageId { group, replica, level, number }, commit.header.generation);
         let page = PageRef { place, crc: crc32c::crc32c(&data) };
@@ -192,17 +193,18 @@ impl Chunks {
             commit.adopted.insert(home);
             commit.taken.push(Named::Slot(home));
             commit.count(|counts| counts.slots += 1);
-        } else if old.place.is_none()
-            || written != 0 && (layer.has_mended(slot) || self.is_shared(commit.header.group, old.place))
-        {
+        } else if old.place.is_none() || written != 0 && (layer.has_mended(slot) || self.is_shared(commit, &old)) {
             let Some(place) = self.allocator.take_slot() else { return self.fail_for_space() };
             entry.place = place;
             commit.taken.push(Named::Slot(place));
             commit.count(|counts| counts.slots += 1);
         }
+        if entry.place != old.place {
+            entry.born = if entry.place.is_none() { 0 } else { commit.header.era };
+        }
         let (kept, place) = (old.present & entry.present & !written, entry.place);
         if !old.place.is_none() && old.place != place {
-            commit.freed.push(Named::Slot(old.place));
+            commit.free(Named::Slot(old.place), Some(old.born));
             commit.count(|counts| counts.slots -= 1);
         }
         if old.place != place && kept != 0 {
@@ -214,10 +216,10 @@ impl Chunks {
         }
     }
 
-    /// Whether a slot must not be overwritten although the group's own map names it: a frozen map does too.
-    fn is_shared(&self, group: GroupId, place: Place) -> bool {
-        let latest = self.groups[&group].freezes.last();
-        latest.is_some_and(|freeze| !freeze.fresh.contains(&Named::Slot(place)))
+    /// Whether a slot must not be overwritten although the group's own map names it: a snapshot or a frozen map does too.
+    fn is_shared(&self, commit: &Commit, slot: &SlotEntry) -> bool {
+        let latest = self.groups[&commit.header.group].freezes.last();
+        commit.is_shared(slot.born) || latest.is_some_and(|freeze| !freeze.fresh.contains(&Named::Slot(slot.place)))
     }
 
     fn finish_level(&mut self, commit: &mut Commit) {

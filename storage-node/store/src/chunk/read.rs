@@ -104,8 +104,8 @@ impl Chunks {
             return Err(ReadError::Behind { needed: found.header.write_back_to });
         }
         let end = first.saturating_add(count);
-        let mut pieces = found.active.range(first..end);
-        for layer in found.frozen.as_deref().into_iter().chain([&found.mended]).filter(|layer| !layer.is_empty()) {
+        let mut pieces = Vec::new();
+        for layer in found.layers().chain([&found.mended]).filter(|layer| !layer.is_empty()) {
             let hidden = gaps(first..end, &pieces);
             pieces.extend(hidden.into_iter().flat_map(|gap| layer.range(gap)));
             pieces.sort_unstable_by_key(|piece| piece.first);

@@ -182,8 +182,7 @@ impl Chunks {
         };
         let first = slot * SLOT_BLOCKS;
         let blocks = first..first + SLOT_BLOCKS;
-        let overlay = found.active.range(blocks.clone()).into_iter();
-        let overlay = overlay.chain(found.frozen.iter().flat_map(|frozen| frozen.range(blocks.clone())));
+        let overlay = found.layers().flat_map(|layer| layer.range(blocks.clone()));
         let hidden = overlay.fold(0, |mask, piece| mask | mask_of(&piece, first));
 
         let comparable = !(hidden | entry.lost | copy.bad);

@@ -93,6 +93,7 @@ impl Chunks {
             || self.commit.is_some()
             || !self.commits.is_empty()
             || !self.frees.is_empty()
+            || !self.drops.is_empty()
             || self.groups.values().any(|group| !group.active.is_empty() || group.frozen.is_some())
     }
 

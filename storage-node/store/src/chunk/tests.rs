@@ -9,4 +9,5 @@ mod oracle;
 mod payload;
 mod readers;
 mod repair;
+mod snapshot;
 mod space;

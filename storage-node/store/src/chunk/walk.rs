@@ -10,9 +10,6 @@ use crate::chunk::{Chunks, Group, Pending};
 use crate::device::BLOCK_BYTES;
 use crate::ops::{DeviceError, DeviceOp};
 
-/// Pages of a deleted map looked at before other work has its turn.
-const DROP_STEPS_MAX: usize = 64;
-
 /// A way from a root to a page. It keeps where it has come to, so that a small cache slows it but never stops it.
 #[derive(Clone, Debug)]
 pub struct Walk {
@@ -54,15 +51,6 @@ pub struct PageRead {
     id: PageId,
     crc: u32,
     waiters: Vec<Waiter>,
-}
-
-/// A deleted map on its way back to the allocator.
-#[derive(Debug)]
-pub struct MapDrop {
-    /// Pages not looked at yet.
-    pub pages: Vec<(PageId, PageRef)>,
-    /// Its first page is being read.
-    pub waiting: bool,
 }
 
 impl Walk {
@@ -142,52 +130,6 @@ impl Chunks {
         }
     }
 
-    /// Takes deleted maps apart, a bounded number of pages at a time. What they name is freed page by page; a crash
-    /// in between is no matter, because open knows nothing of a deleted group's map.
-    pub(super) fn advance_drops(&mut self) {
-        for _ in 0..DROP_STEPS_MAX {
-            let Some(drop) = self.drops.front_mut() else { return };
-            if drop.waiting {
-                return;
-            }
-            let Some((id, at)) = drop.pages.pop() else {
-                self.drops.pop_front();
-                continue;
-            };
-            if at.place == Place::LOST {
-                continue;
-            }
-            if !self.bad_pages.contains(&at.place) {
-                let Some(page) = self.cache.get(at.place) else {
-                    let drop = self.drops.front_mut().expect("it was there above");
-                    drop.pages.push((id, at));
-                    drop.waiting = true;
-                    self.read_page(id, at, Waiter::Drop);
-                    return;
-                };
-                self.drop_page(id, &page);
-            }
-            self.free_later(vec![Named::Page(at.place)]);
-        }
-    }
-
-    fn drop_page(&mut self, id: PageId, page: &Page) {
-        match page {
-            Page::Leaf(leaf) => {
-                let slots = leaf.slots.iter().filter(|slot| !slot.place.is_none());
-                let freed = slots.map(|slot| Named::Slot(slot.place)).collect();
-                self.free_later(freed);
-            }
-            Page::Inner(inner) => {
-                let drop = self.drops.front_mut().expect("the drop under way is the first");
-                for (i, child) in inner.children.iter().enumerate() {
-                    let number = (id.number << FAN_OUT_BITS) + i as u64;
-                    drop.pages.extend(child.map(|child| (PageId { level: id.level - 1, number, ..id }, child.page)));
-                }
-            }
-        }
-    }
-
     /// Frees once every read and question begun before now has finished.
     pub(super) fn free_later(&mut self, named: Vec<Named>) {
         if !named.is_empty() {
@@ -199,7 +141,9 @@ impl Chunks {
         let oldest_read = self.reads.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
         let oldest_question = self.questions.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
         let oldest_mend = self.mends.first_key_value().map_or(self.next_read, |(serial, _)| *serial);
-        let oldest = oldest_read.min(oldest_question).min(oldest_mend).min(self.scrub.oldest(self.next_read));
+        let oldest_drop = self.drops.iter().find_map(|drop| drop.serial).unwrap_or(self.next_read);
+        let oldest = oldest_read.min(oldest_question).min(oldest_mend).min(oldest_drop);
+        let oldest = oldest.min(self.scrub.oldest(self.next_read));
         while let Some((barrier, _)) = self.frees.front() {
             if *barrier > oldest {
                 return;
@@ -213,13 +157,5 @@ impl Chunks {
                 self.allocator.free(named);
             }
         }
-    }
-
-    /// Queues the map of a group that is no more.
-    pub(super) fn drop_map(&mut self, group: &Group) {
-        let Root { page, level } = group.header.root;
-        let (group, replica) = (group.header.group, group.header.replica);
-        let root = page.map(|page| (PageId { group, replica, level, number: 0 }, page));
-        self.drops.push_back(MapDrop { pages: root.into_iter().collect(), waiting: false });
     }
 }

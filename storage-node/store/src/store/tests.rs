@@ -301,9 +301,9 @@ fn the_log_restarts_above_an_installed_state() {
         disk.store.install(group(1), index, InstalledSlot { slot, index, present: 1, data, checksums }).unwrap();
         disk.store.commit_install(group(1), Bytes::from_static(b"hard")).unwrap();
         disk.run();
-        let wrong = disk.store.finish_install(group(1), index, state(text), 0);
+        let wrong = disk.store.finish_install(group(1), index, state(text), 0, &[]);
         let Err(InstallError::Hash { found, .. }) = wrong else { panic!("{wrong:?}") };
-        disk.store.finish_install(group(1), index, state(text), found).unwrap();
+        disk.store.finish_install(group(1), index, state(text), found, &[]).unwrap();
         assert!(disk.run().contains(&StoreEvent::CheckpointDone { group: group(1), index }));
     };
     // Within the log: whether records above it follow is the caller's to know.

@@ -1,6 +1,6 @@
 //! A disk that keeps what a real one promises and not a byte more, and a model of what the groups hold.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Mutex;
 
@@ -10,7 +10,7 @@ use holdfast_id::{GroupId, ReplicaId, VolumeId};
 use crate::chunk::layout::Named;
 use crate::chunk::page::block_hash;
 use crate::chunk::tests::payload::claim;
-use crate::chunk::{Changes, CheckpointedGroup, Chunks, Frozen, Limits};
+use crate::chunk::{Changes, CheckpointedGroup, Chunks, Frozen, Kept, Limits};
 use crate::device::{BLOCK_BYTES, Device, Region, SECTOR_BYTES, check_range};
 use crate::group::{GroupState, Mutation, ReadError, StoreEvent};
 use crate::ops::{DeviceOp, OpId, OpIds};
@@ -171,6 +171,14 @@ pub struct Entry {
     pub mutations: Vec<Mutation>,
     /// Where its payload lies, if that is not in the log.
     pub placed: Vec<Extent>,
+    pub snapshot: Option<Taking>,
+}
+
+/// What an entry does to the snapshots of its group.
+#[derive(Clone)]
+pub enum Taking {
+    Take(GroupState),
+    Delete(u64),
 }
 
 /// What the log of one group says.
@@ -198,6 +206,18 @@ impl Model {
             }
         }
         blocks
+    }
+
+    pub fn snapshots_at(&self, index: u64) -> Vec<u64> {
+        let mut snapshots = Vec::new();
+        for entry in self.entries.iter().take_while(|entry| entry.index <= index) {
+            match &entry.snapshot {
+                Some(Taking::Take(_)) => snapshots.push(entry.index),
+                Some(Taking::Delete(gone)) => snapshots.retain(|snapshot| snapshot != gone),
+                None => {}
+            }
+        }
+        snapshots
     }
 
     pub fn last(&self) -> u64 {
@@ -339,9 +359,41 @@ impl Machine {
         for mutation in &mutations {
             change(&mut model.blocks, mutation);
         }
-        model.entries.push(Entry { index, mutations: mutations.clone(), placed: Vec::new() });
+        model.entries.push(Entry { index, mutations: mutations.clone(), placed: Vec::new(), snapshot: None });
         self.chunks.apply(id, index, mutations);
         index
+    }
+
+    pub fn take_snapshot(&mut self, id: GroupId, state: GroupState) -> u64 {
+        let index = self.change_snapshots(id, Taking::Take(state.clone()));
+        self.models.get_mut(&id).unwrap().states.push((index, state.clone()));
+        self.chunks.take_snapshot(id, index, index * 10, state).unwrap();
+        index
+    }
+
+    pub fn delete_snapshot(&mut self, id: GroupId, snapshot: u64) {
+        let index = self.change_snapshots(id, Taking::Delete(snapshot));
+        self.chunks.delete_snapshot(id, snapshot, index);
+    }
+
+    fn change_snapshots(&mut self, id: GroupId, taking: Taking) -> u64 {
+        let model = self.models.get_mut(&id).unwrap();
+        let index = model.last() + 1;
+        let (mutations, placed) = (Vec::new(), Vec::new());
+        model.entries.push(Entry { index, mutations, placed, snapshot: Some(taking) });
+        index
+    }
+
+    pub fn read_snapshot(&mut self, id: GroupId, snapshot: u64, first: u64, count: u32) {
+        let bytes = bytes_of(&self.models[&id].blocks_at(snapshot), first, count);
+        let token = self.expect(id, first, count, bytes);
+        self.chunks.read_kept(id, Kept::Snapshot(snapshot), first, count, token);
+        self.collect();
+    }
+
+    /// Those on the disk.
+    pub fn snapshots(&self, id: GroupId) -> Vec<u64> {
+        self.chunks.snapshots(id).iter().map(|snapshot| snapshot.index).collect()
     }
 
     pub fn checkpoint(&mut self, id: GroupId, state: GroupState) -> u64 {
@@ -381,7 +433,7 @@ impl Machine {
     pub fn read_frozen(&mut self, id: GroupId, frozen: Frozen, first: u64, count: u32) {
         let bytes = bytes_of(&self.models[&id].blocks_at(frozen.index), first, count);
         let token = self.expect(id, first, count, bytes);
-        self.chunks.read_frozen(id, frozen.id, first, count, token);
+        self.chunks.read_kept(id, Kept::Frozen(frozen.id), first, count, token);
         self.collect();
     }
 
@@ -389,7 +441,7 @@ impl Machine {
     pub fn changes(&mut self, id: GroupId, frozen: Frozen, above: u64) -> Changes {
         let mut all = Changes { slots: Vec::new(), next_slot: Some(0) };
         while let Some(from) = all.next_slot {
-            self.chunks.changed_since(id, Some(frozen.id), above, from, from);
+            self.chunks.changed_since(id, Some(Kept::Frozen(frozen.id)), above, from, from);
             self.collect();
             let answer = loop {
                 match self.chunks.take_changes().pop() {
@@ -437,9 +489,14 @@ impl Machine {
             }
             StoreEvent::CheckpointDone { group, index } => {
                 let states = &mut self.models.get_mut(&group).unwrap().states;
-                let last = states.pop().unwrap();
-                assert_eq!(last.0, index);
-                *states = vec![last];
+                states.retain(|(at, _)| *at >= index);
+                assert_eq!(states[0].0, index);
+                // That of the checkpoint before may be of the same index.
+                if let Some(later) = states.iter().rposition(|(at, _)| *at == index) {
+                    states.drain(..later);
+                }
+                let model = &self.models[&group];
+                assert_eq!(self.snapshots(group), model.snapshots_at(index), "as of {index}");
             }
             StoreEvent::CheckpointWanted { group } => self.wanted.push(group),
             StoreEvent::Read { token, result } => {
@@ -490,6 +547,15 @@ impl Machine {
         }
     }
 
+    /// Reads the whole of the first leaves as they are now.
+    pub fn read_start(&mut self) {
+        let groups: Vec<GroupId> = self.models.keys().copied().collect();
+        for group in groups {
+            self.read(group, 0, 256);
+            self.read(group, 70_000 - 100, 256);
+        }
+    }
+
     /// Completes everything, in any order.
     pub fn settle(&mut self) {
         self.collect();
@@ -502,7 +568,7 @@ impl Machine {
     /// What the running chunks hold as taken is what a fresh open finds named. Everything has to be settled.
     pub fn check_leaks(&mut self) {
         assert!(self.in_flight.is_empty() && self.chunks.commit.is_none() && self.chunks.commits.is_empty());
-        assert!(self.chunks.frees.is_empty() && self.chunks.drops.is_empty());
+        assert!(self.chunks.frees.is_empty() && self.chunks.drops.is_empty() && self.chunks.waiting_cuts.is_empty());
         let (mut fresh, found) = Chunks::open(&self.disk, self.region, OpIds::chunks(), self.limits).unwrap();
         for found in &found {
             let entries = self.models[&found.group].entries.iter();
@@ -516,6 +582,21 @@ impl Machine {
         }
         assert_eq!(taken, fresh.allocator.named());
         for found in found {
+            let snapshots = fresh.snapshots(found.group);
+            assert_eq!(snapshots, self.chunks.snapshots(found.group));
+            for snapshot in snapshots {
+                let blocks = self.models[&found.group].blocks_at(snapshot.index);
+                assert_eq!(snapshot.hash, Some(hash_of(&blocks)), "snapshot {}", snapshot.index);
+                let kept = fresh.snapshot_state(found.group, snapshot.index);
+                assert_eq!(kept, self.chunks.snapshot_state(found.group, snapshot.index));
+                let taken = self.models[&found.group].entries.iter().find(|entry| entry.index == snapshot.index);
+                let Some(Taking::Take(state)) = taken.and_then(|entry| entry.snapshot.as_ref()) else {
+                    panic!("never taken")
+                };
+                assert_eq!(kept, Some((state.position.clone(), state.state.clone())));
+                let slots: BTreeSet<u64> = blocks.keys().map(|block| block / 16).collect();
+                assert_eq!(snapshot.allocated_bytes, Some(slots.len() as u64 * 65536));
+            }
             if let Some(hash) = found.map_hash {
                 assert_eq!(hash, hash_of(&self.models[&found.group].blocks_at(found.index)));
                 assert_eq!(self.chunks.map_hash(found.group), Some((found.index, hash)));
@@ -543,6 +624,10 @@ impl Machine {
 
     fn recover(&mut self, found: Vec<CheckpointedGroup>) {
         let found: BTreeMap<GroupId, CheckpointedGroup> = found.into_iter().map(|found| (found.group, found)).collect();
+        for (id, found) in &found {
+            let entries = self.models[id].entries.iter().filter(|entry| entry.index > found.index);
+            entries.for_each(|entry| claim(&mut self.chunks, entry));
+        }
         for (id, model) in std::mem::take(&mut self.models) {
             let Some(found) = found.get(&id) else {
                 assert!(!model.created || model.deleting, "{id} is gone");
@@ -554,6 +639,14 @@ impl Machine {
             let checkpoint = (found.index, found.state.clone());
             assert!(model.states.contains(&checkpoint), "the state is of the index");
             assert!(found.write_back_to <= model.last(), "what was written back was applied");
+            assert_eq!(self.snapshots(id), model.snapshots_at(found.index));
+            for snapshot in self.snapshots(id) {
+                self.models.insert(id, model.clone());
+                for first in [0, 256, 512, 256 * 256, 1 << 33] {
+                    self.read_snapshot(id, snapshot, first, 256);
+                }
+                self.settle();
+            }
             self.models.insert(id, Model { created: true, deleting: false, frozen: Vec::new(), ..model });
             self.replay(id, found);
         }
@@ -579,9 +672,15 @@ impl Machine {
             for mutation in &entry.mutations {
                 change(&mut blocks, mutation);
             }
-            claim(&mut self.chunks, entry);
             self.chunks.hold(id, entry.index, &entry.placed);
-            self.chunks.apply(id, entry.index, entry.mutations.clone());
+            match &entry.snapshot {
+                None => self.chunks.apply(id, entry.index, entry.mutations.clone()),
+                Some(Taking::Take(state)) => {
+                    self.models.get_mut(&id).unwrap().states.push((entry.index, state.clone()));
+                    self.chunks.take_snapshot(id, entry.index, entry.index * 10, state.clone()).unwrap();
+                }
+                Some(Taking::Delete(snapshot)) => self.chunks.delete_snapshot(id, *snapshot, entry.index),
+            }
             check(self, entry.index, &blocks);
         }
         // And all of it once.

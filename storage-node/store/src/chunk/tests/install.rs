@@ -4,13 +4,30 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use crate::chunk::tests::harness::{Entry, Machine, Random, bytes_of, group, hash_of, replica, state, write, zero};
-use crate::chunk::{FrozenId, SlotChange};
+use crate::chunk::SlotChange;
+use crate::chunk::tests::harness::{
+    Entry, Machine, Random, Taking, bytes_of, group, hash_of, replica, state, write, zero,
+};
 use crate::device::BLOCK_BYTES;
 use crate::group::{InstallError, InstalledSlot, Mutation, ReadError, StoreError};
 use crate::ops::DeviceOp;
 
 const SLOTS: u64 = 400;
+
+/// As `log`, with two snapshots of which the first is deleted.
+fn log_with_snapshots(seed: u64) -> Vec<Entry> {
+    let mut log = log(seed, 45);
+    for (index, taking) in [
+        (12, Taking::Take(state(12, 9000))),
+        (25, Taking::Take(state(25, 9000))),
+        (32, Taking::Delete(12)),
+        (40, Taking::Take(state(40, 9000))),
+    ] {
+        let entry = &mut log[index - 1];
+        (entry.mutations, entry.snapshot) = (Vec::new(), Some(taking));
+    }
+    log
+}
 
 /// A log of writes and discards, a few of them where the map has to grow.
 fn log(seed: u64, entries: u64) -> Vec<Entry> {
@@ -26,7 +43,7 @@ fn log(seed: u64, entries: u64) -> Vec<Entry> {
         }
     };
     (1..=entries)
-        .map(|index| Entry { index, mutations: vec![mutation(index, &mut random)], placed: Vec::new() })
+        .map(|index| Entry { index, mutations: vec![mutation(index, &mut random)], placed: Vec::new(), snapshot: None })
         .collect()
 }
 
@@ -36,7 +53,12 @@ fn machine(seed: u64, log: &[Entry], to: u64) -> Machine {
     machine.create(group(0), replica(1), state(1, 10));
     machine.settle();
     for entry in log.iter().take_while(|entry| entry.index <= to) {
-        machine.apply(group(0), entry.mutations.clone());
+        match &entry.snapshot {
+            None => drop(machine.apply(group(0), entry.mutations.clone())),
+            Some(Taking::Take(state)) => drop(machine.take_snapshot(group(0), state.clone())),
+            Some(Taking::Delete(snapshot)) => machine.delete_snapshot(group(0), *snapshot),
+        }
+        machine.settle();
         if machine.random.chance(15) {
             machine.checkpoint(group(0), state(entry.index, 10));
             machine.settle();
@@ -51,6 +73,8 @@ struct Delta {
     index: u64,
     hash: u128,
     slots: Vec<InstalledSlot>,
+    /// Of the state at the index.
+    snapshots: Vec<u64>,
 }
 
 /// What a sender with the log up to `index` tells one that asks from `above` on.
@@ -67,7 +91,8 @@ fn delta(log: &[Entry], index: u64, above: u64) -> Delta {
         let checksums = data.chunks(BLOCK_BYTES).map(holdfast_block::checksum).collect();
         InstalledSlot { slot, index, present, data: Bytes::from(data), checksums }
     });
-    Delta { index, hash: frozen.hash.unwrap(), slots: slots.collect() }
+    let snapshots = sender.models[&group(0)].snapshots_at(index);
+    Delta { index, hash: frozen.hash.unwrap(), slots: slots.collect(), snapshots }
 }
 
 impl Machine {
@@ -75,7 +100,7 @@ impl Machine {
         let mut own = BTreeMap::new();
         let mut from = Some(0);
         while let Some(slot) = from {
-            self.chunks.changed_since(group(0), None::<FrozenId>, above, slot, 0);
+            self.chunks.changed_since(group(0), None, above, slot, 0);
             self.collect();
             let answer = loop {
                 match self.chunks.take_changes().pop() {
@@ -103,7 +128,14 @@ impl Machine {
     /// Begins the end; what follows is checked as any group of that log would be.
     fn finish_install(&mut self, delta: &Delta, log: &[Entry]) -> Result<(), InstallError> {
         let end = state(delta.index, 9000);
-        self.chunks.finish_install(group(0), delta.index, delta.index * 10, end.clone(), delta.hash)?;
+        self.chunks.finish_install(
+            group(0),
+            delta.index,
+            delta.index * 10,
+            end.clone(),
+            delta.hash,
+            &delta.snapshots,
+        )?;
         let model = self.models.get_mut(&group(0)).unwrap();
         model.states.push((delta.index, end));
         model.entries = log.iter().take_while(|entry| entry.index <= delta.index).cloned().collect();
@@ -167,6 +199,73 @@ fn a_delta_makes_the_receiver_the_sender_and_copies_what_differs_only() {
 }
 
 #[test]
+fn deltas_to_each_snapshot_and_then_to_the_end_bring_the_snapshots() {
+    for seed in 0..10 {
+        let log = log_with_snapshots(seed);
+        // As a rebuild of one that has everything up to 12, or nothing.
+        let base = if seed % 2 == 0 { 3 } else { 14 };
+        let mut receiver = machine(seed, &log, base);
+        for index in [12, 25, 40, 43].into_iter().filter(|index| *index > base) {
+            let delta = delta(&log, index, receiver.models[&group(0)].last());
+            assert!(receiver.install(&delta, &log, 5, u64::MAX).1);
+            assert_eq!(receiver.snapshots(group(0)), delta.snapshots, "as of {index}");
+            for snapshot in delta.snapshots {
+                receiver.read_snapshot(group(0), snapshot, 0, 256);
+                receiver.read_snapshot(group(0), snapshot, 256, 256);
+            }
+            receiver.settle();
+            receiver.check_leaks();
+            receiver.crash();
+            receiver.settle();
+            receiver.check_leaks();
+        }
+        assert_eq!(receiver.snapshots(group(0)), [25, 40]);
+        assert_eq!(receiver.failures, []);
+    }
+}
+
+/// The sender has none of them any more, and the next of its states does not name them.
+#[test]
+fn older_snapshots_that_are_deleted_since_do_not_hold_up_one_that_is_brought_twice() {
+    let mut log = log_with_snapshots(2);
+    (log[11].snapshot, log[31].snapshot) = (None, None);
+    let mut receiver = machine(2, &log, 3);
+    let mut first = delta(&log, 25, 3);
+    first.snapshots = vec![12, 25];
+    assert!(receiver.install(&first, &log, 5, u64::MAX).1);
+    assert_eq!(receiver.snapshots(group(0)), [25]);
+    let next = delta(&log, 43, 25);
+    for slot in &next.slots[..2] {
+        receiver.chunks.install(group(0), 43, slot.clone()).unwrap();
+    }
+    receiver.commit_install();
+    receiver.settle();
+    let mut again = delta(&log, 25, 0);
+    again.snapshots = vec![12, 25];
+    let known: BTreeMap<u64, u64> = again.slots.iter().map(|slot| (slot.slot, slot.index)).collect();
+    for slot in receiver.own(0).into_keys().filter(|slot| !known.contains_key(slot)) {
+        let gone = InstalledSlot { slot, index: 0, present: 0, data: Bytes::new(), checksums: [].into() };
+        receiver.chunks.install(group(0), 43, gone).unwrap();
+    }
+    assert!(receiver.install(&again, &log, 5, u64::MAX).1);
+    assert_eq!(receiver.snapshots(group(0)), [25]);
+    receiver.check_leaks();
+}
+
+#[test]
+fn an_install_without_a_snapshot_that_the_state_names_does_not_end() {
+    let log = log_with_snapshots(1);
+    let mut receiver = machine(1, &log, 3);
+    let delta = delta(&log, 43, 3);
+    for slot in &delta.slots {
+        receiver.chunks.install(group(0), 43, slot.clone()).unwrap();
+    }
+    receiver.commit_install();
+    receiver.settle();
+    assert_eq!(receiver.finish_install(&delta, &log), Err(InstallError::Snapshots { first: 25, count: 2 }));
+}
+
+#[test]
 fn a_crash_at_any_operation_of_an_install_leaves_before_between_or_after() {
     let mut ends = [0; 3];
     for seed in 0..6 {
@@ -190,7 +289,7 @@ fn a_crash_at_any_operation_of_an_install_leaves_before_between_or_after() {
             };
             ends[end] += 1;
             assert!(!finished || end == 2, "a finished install stays");
-            let full = Entry { index: 0, mutations: Vec::new(), placed: Vec::new() };
+            let full = Entry { index: 0, mutations: Vec::new(), placed: Vec::new(), snapshot: None };
             let whole: Vec<Entry> = log.iter().take(found.index as usize).cloned().collect();
             let model = receiver.models.get_mut(&group(0)).unwrap();
             model.states = vec![(found.index, found.state)];
@@ -282,9 +381,9 @@ fn nothing_is_installed_over_entries_that_are_not_checkpointed() {
 fn tombstones_forgotten_too_early_are_caught_by_the_hash() {
     // Written at 1 by both; the sender discards it at 2 and forgets that it did, though the receiver is at 1.
     let log = [
-        Entry { index: 1, mutations: vec![write(0, &[1, 2]), write(64, &[3])], placed: Vec::new() },
-        Entry { index: 2, mutations: vec![zero(0, 16)], placed: Vec::new() },
-        Entry { index: 3, mutations: vec![write(65, &[4])], placed: Vec::new() },
+        Entry { index: 1, mutations: vec![write(0, &[1, 2]), write(64, &[3])], placed: Vec::new(), snapshot: None },
+        Entry { index: 2, mutations: vec![zero(0, 16)], placed: Vec::new(), snapshot: None },
+        Entry { index: 3, mutations: vec![write(65, &[4])], placed: Vec::new(), snapshot: None },
     ];
     let mut sender = machine(1, &log, 2);
     sender.chunks.forget_tombstones(group(0), 3);

@@ -95,6 +95,26 @@ fn step(machine: &mut Machine, next_replica: &mut u8) {
             machine.read_frozen(id, frozen, first, count);
         }
         76 if live && !machine.models[&id].frozen.is_empty() => check_changes(machine, id),
+        77 | 78 if live && machine.models[&id].snapshots_at(u64::MAX).len() < 6 => {
+            let bytes = [0, 65_536][machine.random.below(2) as usize];
+            let tag = machine.next_number;
+            machine.take_snapshot(id, state(tag, bytes));
+        }
+        79 if live => {
+            let snapshots = machine.models[&id].snapshots_at(u64::MAX);
+            if !snapshots.is_empty() {
+                let snapshot = snapshots[machine.random.below(snapshots.len() as u64) as usize];
+                machine.delete_snapshot(id, snapshot);
+            }
+        }
+        80..83 if live => {
+            let snapshots = machine.snapshots(id);
+            if !snapshots.is_empty() {
+                let snapshot = snapshots[machine.random.below(snapshots.len() as u64) as usize];
+                let (first, count) = (first_block(machine), 1 + machine.random.below(256) as u32);
+                machine.read_snapshot(id, snapshot, first, count);
+            }
+        }
         _ => machine.complete_any(),
     }
     machine.collect();
@@ -128,10 +148,10 @@ fn check_changes(machine: &mut Machine, id: GroupId) {
 
 #[test]
 fn random_work_reads_as_the_oracle_says_through_crashes() {
-    for seed in 0..12 {
-        let mut machine = Machine::new(seed, 500);
+    for seed in 0..20 {
+        let mut machine = Machine::new(seed, 900);
         let mut next_replica = 0;
-        for _ in 0..1000 {
+        for _ in 0..1400 {
             step(&mut machine, &mut next_replica);
         }
         machine.settle();

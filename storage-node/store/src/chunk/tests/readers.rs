@@ -1,5 +1,6 @@
 //! Reads in flight while checkpoints overwrite and free what they fetch.
 
+use crate::chunk::Kept;
 use crate::chunk::layout::{Named, Place};
 use crate::chunk::tests::harness::{Machine, group, replica, state, write, zero};
 use crate::ops::DeviceOp;
@@ -95,7 +96,7 @@ fn a_question_keeps_the_pages_it_waits_for() {
     machine.reopen();
     let frozen = machine.chunks.freeze(group(0)).unwrap();
     let root = machine.chunks.groups[&group(0)].header.root.page.unwrap();
-    machine.chunks.changed_since(group(0), Some(frozen.id), 0, 0, 5);
+    machine.chunks.changed_since(group(0), Some(Kept::Frozen(frozen.id)), 0, 0, 5);
     machine.collect();
     machine.chunks.thaw(group(0), frozen.id);
     machine.apply(group(0), vec![zero(0, 64)]);

@@ -126,6 +126,42 @@ fn after_every_crash_payloads_in_slots_are_there_with_their_records() {
     enumerate_payloads().unwrap();
 }
 
+/// Snapshots with short and long payloads between, overwritten, deleted in both orders; crashed after every operation.
+fn enumerate_snapshots() -> Result<(), String> {
+    let mut run = Run::new(2);
+    let mut verdict = Ok(());
+    let mut observe = |run: &Run| {
+        if verdict.is_ok() {
+            verdict = check_crashes(run);
+        }
+    };
+    let step = |run: &mut Run, observe: &mut dyn FnMut(&Run)| while run.step(&mut *observe) {};
+    run.append_at(1, 0, true, &[(0, 16), (20, 2)]);
+    run.append(2, 0, true, &[1]);
+    step(&mut run, &mut observe);
+    run.snapshot_observed(1, &mut observe);
+    // In a slot that the snapshot names, and a whole one in the place of another.
+    run.append_at(1, 0, false, &[(21, 1), (0, 16)]);
+    while run.step(|_| {}) {}
+    run.snapshot_observed(1, &mut observe);
+    run.append_at(1, 0, true, &[(2, 1)]);
+    while run.step(|_| {}) {}
+    run.delete_snapshot(1, 0);
+    run.checkpoint_observed(1, 0, &mut observe);
+    step(&mut run, &mut observe);
+    run.append_at(1, 0, true, &[(40, 16)]);
+    while run.step(|_| {}) {}
+    run.delete_snapshot(1, 0);
+    run.checkpoint_observed(1, 0, &mut observe);
+    step(&mut run, &mut observe);
+    verdict
+}
+
+#[test]
+fn after_every_crash_snapshots_hold_what_they_held() {
+    enumerate_snapshots().unwrap();
+}
+
 /// A disk so full that the slots of a truncated record are the next ones to be taken.
 fn reuse_of_slots() -> Result<(), String> {
     let mut run = Run::on(MemoryDevice::new(6 << 20), 1);

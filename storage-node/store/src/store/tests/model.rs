@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 
+use crate::chunk::Kept;
 use crate::device::memory::MemoryDevice;
 use crate::device::{BLOCK_BYTES, Device};
 use crate::group::{
@@ -47,6 +48,8 @@ pub struct GroupModel {
     pub released: u64,
     /// Index of the last record applied to the running store.
     applied: u64,
+    /// Taken, with the index of their deletion.
+    snapshots: BTreeMap<u64, Option<u64>>,
 }
 
 pub fn group(number: u8) -> GroupId {
@@ -121,8 +124,14 @@ impl Run {
         for number in 1..=groups {
             run.store.create_group(group(number), replica(number), state(0)).unwrap();
             while run.step(|_| {}) {}
-            let model =
-                GroupModel { states: vec![Log::default()], flushed: 0, checkpointed: 0, released: 0, applied: 0 };
+            let model = GroupModel {
+                states: vec![Log::default()],
+                flushed: 0,
+                checkpointed: 0,
+                released: 0,
+                applied: 0,
+                snapshots: BTreeMap::new(),
+            };
             run.groups.insert(number, model);
         }
         run
@@ -177,7 +186,30 @@ impl Run {
         self.checkpoint_observed(number, kept, |_| {});
     }
 
-    pub fn checkpoint_observed(&mut self, number: u8, kept: u64, mut observe: impl FnMut(&Run)) {
+    pub fn checkpoint_observed(&mut self, number: u8, kept: u64, observe: impl FnMut(&Run)) {
+        self.write_back_observed(number, kept, false, observe);
+    }
+
+    /// As a checkpoint, and keeps the blocks.
+    pub fn snapshot_observed(&mut self, number: u8, observe: impl FnMut(&Run)) {
+        self.write_back_observed(number, 0, true, observe);
+    }
+
+    /// As of the last record flushed, with the next checkpoint that passes it.
+    pub fn delete_snapshot(&mut self, number: u8, n: usize) {
+        let model = self.groups.get_mut(&number).unwrap();
+        let index = model.states[model.flushed].records.last().map_or(0, |record| record.index);
+        let Some((snapshot, deleted)) = model.snapshots.iter_mut().filter(|(_, deleted)| deleted.is_none()).nth(n)
+        else {
+            return;
+        };
+        if index > model.checkpointed {
+            *deleted = Some(index);
+            self.store.delete_snapshot(group(number), *snapshot, index);
+        }
+    }
+
+    fn write_back_observed(&mut self, number: u8, kept: u64, snapshot: bool, mut observe: impl FnMut(&Run)) {
         let model = self.groups.get_mut(&number).unwrap();
         let flushed = &model.states[model.flushed];
         let index = flushed.records.last().map_or(0, |record| record.index);
@@ -192,7 +224,11 @@ impl Run {
             self.store.apply(group(number), record.index, mutations);
         }
         model.applied = index;
-        if self.store.checkpoint(group(number), index, state(newest)).is_ok() {
+        if snapshot {
+            model.snapshots.insert(index, None);
+            self.store.take_snapshot(group(number), index, state(newest)).unwrap();
+        }
+        if snapshot || self.store.checkpoint(group(number), index, state(newest)).is_ok() {
             model.released = model.released.max(index.saturating_sub(kept));
             while self.groups[&number].checkpointed < index {
                 assert!(self.step(&mut observe), "a checkpoint ends");
@@ -314,23 +350,41 @@ impl Run {
             for record in above.filter(|record| !record.payload.is_empty()) {
                 store.apply(group(*number), record.index, vec![mutation(record)]);
             }
-            store.read(group(*number), 0, BLOCKS, 1);
-            let answer = loop {
-                for op in store.take_ops() {
-                    let DeviceOp::Read { id, offset, length, .. } = op else { panic!("{op:?} while nothing changes") };
-                    let mut buffer = vec![0; length as usize];
-                    device.read_at(offset, &mut buffer).unwrap();
-                    store.on_completion(id, Ok(buffer.into()));
+            let found: Vec<u64> = store.snapshots(group(*number)).iter().map(|snapshot| snapshot.index).collect();
+            let at = held.checkpoint;
+            let kept =
+                model.snapshots.iter().filter(|(taken, deleted)| **taken <= at && deleted.is_none_or(|d| d > at));
+            let expected: Vec<u64> = kept.map(|(taken, _)| *taken).collect();
+            if found != expected {
+                return Err(format!("group {number} has the snapshots {found:?}, not {expected:?}, after {held:?}"));
+            }
+            for index in found.into_iter().map(Some).chain([None]) {
+                match index {
+                    Some(index) => store.read_kept(group(*number), Kept::Snapshot(index), 0, BLOCKS, 1),
+                    None => store.read(group(*number), 0, BLOCKS, 1),
                 }
-                let answered = |event| if let StoreEvent::Read { result, .. } = event { Some(result) } else { None };
-                if let Some(result) = store.take_events().into_iter().find_map(answered) {
-                    break result;
+                let answer = loop {
+                    for op in store.take_ops() {
+                        let DeviceOp::Read { id, offset, length, .. } = op else {
+                            panic!("{op:?} while nothing changes")
+                        };
+                        let mut buffer = vec![0; length as usize];
+                        device.read_at(offset, &mut buffer).unwrap();
+                        store.on_completion(id, Ok(buffer.into()));
+                    }
+                    let answered =
+                        |event| if let StoreEvent::Read { result, .. } = event { Some(result) } else { None };
+                    if let Some(result) = store.take_events().into_iter().find_map(answered) {
+                        break result;
+                    }
+                };
+                match answer {
+                    Ok(blocks) if blocks == blocks_at(log, index.unwrap_or(held.last)) => {}
+                    Ok(_) => return Err(format!("group {number} reads wrong at {index:?} after {held:?}")),
+                    Err(error) => {
+                        return Err(format!("group {number} cannot be read at {index:?} after {held:?}: {error}"));
+                    }
                 }
-            };
-            match answer {
-                Ok(blocks) if blocks == blocks_at(log, held.last) => {}
-                Ok(_) => return Err(format!("group {number} reads wrong after {held:?}")),
-                Err(error) => return Err(format!("group {number} cannot be read after {held:?}: {error}")),
             }
         }
         Ok(())
@@ -353,6 +407,9 @@ impl Run {
             model.states = vec![log];
             model.flushed = 0;
             model.applied = checkpoint;
+            // What the log says above it is not taken or deleted again here.
+            model.snapshots.retain(|taken, _| *taken <= checkpoint);
+            model.snapshots.values_mut().for_each(|deleted| *deleted = deleted.filter(|at| *at <= checkpoint));
         }
         self.device = device;
         self.store = store;

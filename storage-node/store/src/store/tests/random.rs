@@ -20,6 +20,13 @@ enum Action {
         group: u8,
         kept: u64,
     },
+    Snapshot {
+        group: u8,
+    },
+    DeleteSnapshot {
+        group: u8,
+        n: usize,
+    },
     Idle,
     /// Power fails, in the middle of an operation if there is one; `seed` picks the sectors that survive.
     Crash {
@@ -39,6 +46,8 @@ fn action() -> impl Strategy<Value = Action> {
         4 => (1..3usize).prop_map(|count| Action::Steps { count }),
         2 => Just(Action::Drain),
         3 => (1..=3u8, 0..3u64).prop_map(|(group, kept)| Action::Checkpoint { group, kept }),
+        2 => (1..=3u8).prop_map(|group| Action::Snapshot { group }),
+        2 => (1..=3u8, 0..2usize).prop_map(|(group, n)| Action::DeleteSnapshot { group, n }),
         1 => Just(Action::Idle),
         2 => any::<u64>().prop_map(|seed| Action::Crash { seed }),
     ]
@@ -67,6 +76,8 @@ fn play(actions: Vec<Action>) -> Result<(), String> {
             }
             Action::Drain => while run.step(|_| {}) {},
             Action::Checkpoint { group, kept } => run.checkpoint(group, kept),
+            Action::Snapshot { group } => run.snapshot_observed(group, |_| {}),
+            Action::DeleteSnapshot { group, n } => run.delete_snapshot(group, n),
             Action::Idle => run.idle(),
             Action::Crash { seed } => {
                 // The disk as a write in flight has reached it; the store never hears of its end.

@@ -187,6 +187,15 @@ pub enum Volume {
         #[command(flatten)]
         format: Format,
     },
+    /// Change what a volume is to be, while it is used
+    Set {
+        name: String,
+        /// Copies, each on its own node; they are made or taken out one after the other
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        replicas: u32,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Delete a volume and its data
     Delete {
         name: String,

@@ -55,6 +55,8 @@ pub enum Verb {
     /// The disks of the cluster; or look at one that no node has open
     #[command(subcommand)]
     Disk(Disk),
+    /// Print the script that makes this command line `kubectl holdfast`
+    KubectlPlugin,
     /// Run a storage node
     StorageNode(StorageNode),
     /// Run the attach agent of this machine
@@ -267,6 +269,11 @@ pub enum Subject {
     Cluster,
     Volume {
         name: String,
+    },
+    /// The volume of a PersistentVolumeClaim of Kubernetes
+    Pvc {
+        #[arg(value_name = "NAMESPACE/NAME")]
+        claim: String,
     },
     Node {
         name: String,

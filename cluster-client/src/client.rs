@@ -1,6 +1,8 @@
 //! [`Client`]: one cluster, as whoever uses its API sees it.
 
+use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,8 @@ use tonic::{Response, Status};
 
 use crate::error::{CallError, is_worth_another_try, message, unreachable};
 
+/// For a name to be resolved.
+const RESOLVE_WITHIN: Duration = Duration::from_secs(3);
 /// Between two rounds over nodes of which none leads: an election takes several hundred milliseconds.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -156,8 +160,11 @@ impl Client {
         loop {
             // No node accepts our certificate, or we not theirs.
             let mut refused = !addresses.is_empty();
-            let hinted = hint.take();
-            for address in hinted.iter().chain(&addresses) {
+            let mut round: Vec<String> = hint.take().into_iter().collect();
+            for address in &addresses {
+                round.extend(each(address).await);
+            }
+            for address in &round {
                 let channel = match channel::connect(address, &self.tls, self.times.call).await {
                     Ok(channel) => channel,
                     Err(error) => {
@@ -189,6 +196,17 @@ impl Client {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         }
+    }
+}
+
+/// Every address that a name stands for: only some of the nodes behind the name of a cluster may know who leads it.
+async fn each(address: &str) -> Vec<String> {
+    let found = tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host(address)).await;
+    let found: BTreeSet<SocketAddr> = found.ok().and_then(Result::ok).map(Iterator::collect).unwrap_or_default();
+    match found.len() {
+        // As it was given: whoever connects says what is wrong with it.
+        0 | 1 => vec![address.to_owned()],
+        _ => found.into_iter().map(|address| address.to_string()).collect(),
     }
 }
 

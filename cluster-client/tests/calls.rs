@@ -71,6 +71,7 @@ serve! { Cluster {
     create_volume(CreateVolumeRequest) -> CreateVolumeResponse,
     list_volumes(ListVolumesRequest) -> ListVolumesResponse,
     resize_volume(ResizeVolumeRequest) -> ResizeVolumeResponse,
+    set_volume_replicas(SetVolumeReplicasRequest) -> SetVolumeReplicasResponse,
     explain(ExplainRequest) -> ExplainResponse,
     register(RegisterRequest) -> RegisterResponse,
     set_node_state(SetNodeStateRequest) -> SetNodeStateResponse,

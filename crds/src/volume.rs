@@ -36,7 +36,6 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("has(self.logicalBlockSize) == has(oldSelf.logicalBlockSize)").message("the logical block size of a volume cannot be changed: make another volume and copy"),
-    validation = Rule::new("has(self.replicas) == has(oldSelf.replicas) && (!has(self.replicas) || self.replicas == oldSelf.replicas)").message("the number of copies of a volume cannot be changed"),
     validation = Rule::new("has(self.source) == has(oldSelf.source)").message("the source of a volume cannot be changed"),
 )]
 pub struct VolumeSpec {
@@ -47,7 +46,8 @@ pub struct VolumeSpec {
     #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity(string(oldSelf))) >= 0").message("a volume cannot shrink: make a smaller one and copy"))]
     #[x_kube(validation = Rule::new("quantity(string(self)).isGreaterThan(quantity('0'))").message("a volume has a size"))]
     pub size: Quantity,
-    /// Copies, on different nodes; the cluster's `defaults.replicas` where absent.
+    /// Copies, on different nodes; the cluster's `defaults.replicas` where absent. May be changed while the volume is
+    /// used: copies are made or taken out one after the other. Taken away, the volume keeps those it has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 5))]
     pub replicas: Option<i32>,

@@ -55,6 +55,8 @@ pub enum Verb {
     /// The disks of the cluster; or look at one that no node has open
     #[command(subcommand)]
     Disk(Disk),
+    /// Print the script that makes this command line `kubectl holdfast`
+    KubectlPlugin,
     /// Run a storage node
     StorageNode(StorageNode),
     /// Run the attach agent of this machine
@@ -187,6 +189,15 @@ pub enum Volume {
         #[command(flatten)]
         format: Format,
     },
+    /// Change what a volume is to be, while it is used
+    Set {
+        name: String,
+        /// Copies, each on its own node; they are made or taken out one after the other
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        replicas: u32,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Delete a volume and its data
     Delete {
         name: String,
@@ -258,6 +269,11 @@ pub enum Subject {
     Cluster,
     Volume {
         name: String,
+    },
+    /// The volume of a PersistentVolumeClaim of Kubernetes
+    Pvc {
+        #[arg(value_name = "NAMESPACE/NAME")]
+        claim: String,
     },
     Node {
         name: String,

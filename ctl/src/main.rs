@@ -50,6 +50,10 @@ fn main() -> ExitCode {
         Verb::Status(format) => show::status(arguments.cluster, format),
         Verb::Volume(verb) => volume::run(arguments.cluster, verb),
         Verb::Explain(options) => show::explain(arguments.cluster, options),
+        Verb::KubectlPlugin => {
+            print!("{}", include_str!("kubectl-holdfast"));
+            Ok(())
+        }
         Verb::Agent(options) => volume::agent(options),
         Verb::Keeper(options) => volume::keeper(options),
         Verb::Attach(options) => volume::attach(arguments.cluster, options),

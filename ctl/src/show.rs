@@ -9,6 +9,10 @@ use crate::args::{Explain, Format, Subject, Where};
 use crate::client::{Cluster, block_on};
 use crate::health;
 
+/// The labels that the operator gives a volume.
+const LABEL_CLAIM: &str = "holdfast.dev/pvc";
+const LABEL_CLAIM_NAMESPACE: &str = "holdfast.dev/pvc-namespace";
+
 pub fn open(cluster: Where) -> Result<Cluster> {
     match (cluster.dir, cluster.pki) {
         (Some(dir), _) => Cluster::open(&dir),
@@ -375,11 +379,26 @@ pub fn status(cluster: Where, format: Format) -> Result<()> {
     Ok(())
 }
 
+fn volume_of_claim(cluster: &Cluster, claim: &str) -> Result<String> {
+    let parts = claim.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    let Some((namespace, name)) = parts else { bail!("{claim} is not NAMESPACE/NAME") };
+    let has = |volume: &v1::Volume, label: &str, value: &str| volume.labels.get(label).is_some_and(|v| v == value);
+    let volumes = block_on(all_volumes(cluster))?;
+    let made = volumes.into_iter().find(|v| has(v, LABEL_CLAIM, name) && has(v, LABEL_CLAIM_NAMESPACE, namespace));
+    let Some(volume) = made else {
+        bail!(
+            "no volume of this cluster was made for the claim {claim}: kubectl describe pvc --namespace {namespace} {name}"
+        )
+    };
+    Ok(volume.volume_id)
+}
+
 pub fn explain(cluster: Where, options: Explain) -> Result<()> {
     let cluster = open(cluster)?;
     let (kind, name) = match options.subject {
         Subject::Cluster => (v1::SubjectKind::Cluster, String::new()),
         Subject::Volume { name } => (v1::SubjectKind::Volume, name),
+        Subject::Pvc { claim } => (v1::SubjectKind::Volume, volume_of_claim(&cluster, &claim)?),
         Subject::Node { name } => (v1::SubjectKind::Node, name),
         Subject::Disk { name } => (v1::SubjectKind::Disk, name),
     };

@@ -66,6 +66,18 @@ pub fn run(cluster: Where, verb: Volume) -> Result<()> {
             }
             show::print_volumes(&[volume]);
         }
+        Volume::Set { name, replicas, format } => {
+            let request = v1::SetVolumeReplicasRequest { volume: name, replicas, expected_generation: 0 };
+            let response = block_on(cluster.call(|mut client| {
+                let request = request.clone();
+                async move { client.set_volume_replicas(request).await }
+            }))?;
+            let volume = response.volume.context("an answer without a volume")?;
+            if format.json {
+                return show::print_json(&show::volume_json(&volume));
+            }
+            show::print_volumes(&[volume]);
+        }
         Volume::Delete { name } => {
             let volume = block_on(get(&cluster, &name))?;
             ensure!(

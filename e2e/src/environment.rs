@@ -203,6 +203,21 @@ impl<'a> Environment<'a> {
         Ok(copies)
     }
 
+    /// The command line, beside the storage cluster: the controller has the certificates.
+    pub async fn holdfast(&self, words: &[&str]) -> Result<String> {
+        let controller = format!("deploy/{CLUSTER}-csi-controller");
+        let exec = ["exec", "--namespace", SYSTEM, &controller, "--container", "driver", "--", "holdfast"];
+        kubectl(&[&exec[..], words].concat()).await
+    }
+
+    /// The storage node that leads a claim's volume now, where one does; a Volume's status is some seconds old.
+    pub async fn leader(&self, claim: &str) -> Result<Option<String>> {
+        let name = self.volume_of(claim).await?.name_any();
+        let volume: serde_json::Value =
+            serde_json::from_str(&self.holdfast(&["volume", "get", &name, "--json"]).await?)?;
+        Ok(volume["leader"].as_str().map(str::to_owned))
+    }
+
     /// Waits until every copy of a claim's volume is current.
     pub async fn whole(&self, claim: &str) -> Result<()> {
         until(&format!("the volume of {claim} is whole"), LATE, async || {

@@ -54,6 +54,9 @@ pub struct Run {
     /// The same with this program in it
     #[arg(long)]
     pub tests_image: String,
+    /// The image of the lane `postgres`
+    #[arg(long)]
+    pub postgres_image: Option<String>,
     /// Folder of the chart
     #[arg(long)]
     pub chart: PathBuf,

@@ -13,6 +13,8 @@ pub const SYSTEM: &str = "holdfast-system";
 pub const WORK: &str = "holdfast-e2e";
 /// The StorageCluster.
 pub const CLUSTER: &str = "main";
+/// User and group of `e2e/postgres/Dockerfile`.
+const POSTGRES: u32 = 5432;
 /// Folder of every node where writers keep their logs.
 pub const LOGS: &str = "/var/log/holdfast-e2e";
 
@@ -107,6 +109,45 @@ pub fn writer(claim: &str, mode: Mode, image: &str, node: Option<&str>) -> Resul
                         {"name": "volume", "persistentVolumeClaim": {"claimName": claim}},
                         {"name": "logs", "hostPath": {"path": LOGS, "type": "DirectoryOrCreate"}},
                     ],
+                },
+            },
+        },
+    }))
+}
+
+/// PostgreSQL on a claim, which it initialises where it is empty.
+pub fn postgres(claim: &str, image: &str) -> Result<StatefulSet> {
+    let labels = json!({"app": "postgres"});
+    // A file system has a folder of its own in its root.
+    let start = "[ -s $PGDATA/PG_VERSION ] || initdb --data-checksums --auth=trust --username=postgres; \
+                 exec postgres -c unix_socket_directories=/tmp -c listen_addresses=";
+    object(json!({
+        "apiVersion": "apps/v1",
+        "kind": "StatefulSet",
+        "metadata": {"name": claim, "namespace": WORK, "labels": labels},
+        "spec": {
+            "replicas": 1,
+            "serviceName": claim,
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {
+                    "securityContext": {
+                        "runAsUser": POSTGRES,
+                        "runAsGroup": POSTGRES,
+                        "fsGroup": POSTGRES,
+                        // PostgreSQL starts on no folder that its group may write to.
+                        "fsGroupChangePolicy": "OnRootMismatch",
+                    },
+                    "containers": [{
+                        "name": "postgres",
+                        "image": image,
+                        "imagePullPolicy": "IfNotPresent",
+                        "command": ["sh", "-c", start],
+                        "env": [{"name": "PGUSER", "value": "postgres"}],
+                        "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+                    }],
+                    "volumes": [{"name": "volume", "persistentVolumeClaim": {"claimName": claim}}],
                 },
             },
         },

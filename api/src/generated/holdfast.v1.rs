@@ -1636,6 +1636,26 @@ pub struct ResizeVolumeResponse {
     #[prost(message, optional, tag = "1")]
     pub volume: ::core::option::Option<Volume>,
 }
+/// Which volume, and how many copies.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SetVolumeReplicasRequest {
+    /// A name or a volume id.
+    #[prost(string, tag = "1")]
+    pub volume: ::prost::alloc::string::String,
+    /// 1 to 5.
+    #[prost(uint32, tag = "2")]
+    pub replicas: u32,
+    /// Refuse where the volume has changed since; zero: do not compare.
+    #[prost(uint64, tag = "3")]
+    pub expected_generation: u64,
+}
+/// The new number was recorded.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SetVolumeReplicasResponse {
+    /// With a reason, and not healthy, until as many copies are there.
+    #[prost(message, optional, tag = "1")]
+    pub volume: ::core::option::Option<Volume>,
+}
 /// What to explain.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ExplainRequest {
@@ -2230,6 +2250,31 @@ pub mod cluster_client {
                 .insert(GrpcMethod::new("holdfast.v1.Cluster", "ResizeVolume"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes how many copies of a volume there are. They are made or taken out one after the other, while it is used.
+        pub async fn set_volume_replicas(
+            &mut self,
+            request: impl tonic::IntoRequest<super::SetVolumeReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetVolumeReplicasResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/holdfast.v1.Cluster/SetVolumeReplicas",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("holdfast.v1.Cluster", "SetVolumeReplicas"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Why something is as it is: everything that stands between the subject and what was asked of it.
         pub async fn explain(
             &mut self,
@@ -2393,6 +2438,14 @@ pub mod cluster_server {
             request: tonic::Request<super::ResizeVolumeRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ResizeVolumeResponse>,
+            tonic::Status,
+        >;
+        /// Changes how many copies of a volume there are. They are made or taken out one after the other, while it is used.
+        async fn set_volume_replicas(
+            &self,
+            request: tonic::Request<super::SetVolumeReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::SetVolumeReplicasResponse>,
             tonic::Status,
         >;
         /// Why something is as it is: everything that stands between the subject and what was asked of it.
@@ -2757,6 +2810,51 @@ pub mod cluster_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ResizeVolumeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/holdfast.v1.Cluster/SetVolumeReplicas" => {
+                    #[allow(non_camel_case_types)]
+                    struct SetVolumeReplicasSvc<T: Cluster>(pub Arc<T>);
+                    impl<
+                        T: Cluster,
+                    > tonic::server::UnaryService<super::SetVolumeReplicasRequest>
+                    for SetVolumeReplicasSvc<T> {
+                        type Response = super::SetVolumeReplicasResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::SetVolumeReplicasRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Cluster>::set_volume_replicas(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = SetVolumeReplicasSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

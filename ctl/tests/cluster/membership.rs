@@ -29,12 +29,16 @@ fn disks(node: &Value) -> Vec<(String, String)> {
     disks.map(|disk| (text(&disk["disk"]), text(&disk["state"]))).collect()
 }
 
-/// Three copies, each on another node, all of them well and nothing on its way.
 fn wait_whole(cluster: &Cluster) -> Vec<String> {
+    wait_copies(cluster, 3)
+}
+
+/// So many copies, each on another node, all of them well and nothing on its way.
+fn wait_copies(cluster: &Cluster, copies: usize) -> Vec<String> {
     wait_for("the volume is whole", || {
         let volume = cluster.volume("v");
         let replicas = volume["replicas"].as_array()?;
-        let whole = replicas.len() == 3 && replicas.iter().all(|replica| replica["condition"] == "healthy");
+        let whole = replicas.len() == copies && replicas.iter().all(|replica| replica["condition"] == "healthy");
         let nodes = replicas.iter().map(|replica| replica["node"].as_str().expect("a name").to_owned()).collect();
         (whole && volume["reason"].is_null()).then_some(nodes)
     })
@@ -106,5 +110,40 @@ fn a_removed_node_leaves_nothing_behind_that_anybody_needs() {
     cluster.wait_restart(&leader, old);
     wait_whole(&cluster);
     let mut model = finish(workload);
+    verify(&cluster.nbd_socket("local"), &mut model);
+}
+
+#[test]
+fn the_number_of_copies_changes_while_the_volume_is_used() {
+    let cluster = Cluster::start(&[]);
+    cluster.must(&["volume", "create", "v", "--size", "256Mi", "--replicas", "1"]);
+    let workload = Workload::start(&cluster.attach("v", "local", &[]), Model::new(BLOCKS), 13);
+    workload.wait_completed(100);
+    let refused = cluster.run(&["volume", "set", "v", "--replicas", "4"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("NowhereToGo") && said.contains("has another copy"), "{said}");
+
+    let set = cluster.json(&["volume", "set", "v", "--replicas", "3", "--json"]);
+    assert_eq!(set["reason"]["subject"], "volume/v", "it says what it waits for: {set}");
+    let nodes = wait_copies(&cluster, 3);
+    assert_eq!(cluster.volume("v")["health"], "healthy");
+    // One of three may go, whichever it is.
+    let leader = cluster.leader("v");
+    let old = cluster.kill(&leader);
+    workload.wait_completed(200);
+    cluster.wait_restart(&leader, old);
+    nodes.iter().for_each(|node| cluster.wait_healthy("v", node));
+
+    cluster.must(&["volume", "set", "v", "--replicas", "2"]);
+    let left = wait_copies(&cluster, 2);
+    workload.wait_completed(200);
+    let mut model = finish(workload);
+    // Nothing needs the one that has none any more.
+    let other = nodes.into_iter().find(|node| !left.contains(node)).expect("one went");
+    wait_for("its data is gone", || {
+        let node = node(&cluster, &other);
+        (node["disks"][0]["replicas"] == 0).then_some(())
+    });
+    cluster.must(&["dev", "node", "stop", &other, "--dir", cluster.dir().to_str().expect("a path in UTF-8")]);
     verify(&cluster.nbd_socket("local"), &mut model);
 }

@@ -101,7 +101,13 @@ async fn kill_storage_node(environment: &Environment<'_>, leader: bool) -> Resul
     let leads = copies.leader.context("nobody leads")?;
     let name =
         if leader { &leads } else { copies.machines.keys().find(|name| **name != leads).context("nobody follows")? };
-    kill(&copies.machines[name], &format!("holdfast storage-node .*--name={name} .*")).await
+    kill_storage_node_named(environment, name).await
+}
+
+pub async fn kill_storage_node_named(environment: &Environment<'_>, name: &str) -> Result<()> {
+    let pods: Api<Pod> = environment.system();
+    let node = pods.get(name).await?.spec.and_then(|spec| spec.node_name).context("it is on no node")?;
+    kill(&node, &format!("holdfast storage-node .*--name={name} .*")).await
 }
 
 async fn kill_beside_writer(environment: &Environment<'_>, command_line: &str) -> Result<()> {

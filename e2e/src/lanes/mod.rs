@@ -3,7 +3,9 @@
 mod churn;
 mod faults;
 mod node;
+mod postgres;
 mod sanity;
+mod scale;
 mod smoke;
 
 use anyhow::{Result, bail};
@@ -26,6 +28,10 @@ pub enum Lane {
     Node,
     /// Hundreds of claims come and go
     Churn,
+    /// PostgreSQL under load while the storage node that leads is killed every 20 s
+    Postgres,
+    /// Storage nodes, disks and copies come and go; needs four workers
+    Scale,
 }
 
 /// Runs lanes on an installation that they share, and removes it.
@@ -42,6 +48,8 @@ pub async fn run(run: &Run) -> Result<()> {
                 Lane::Faults => faults::run(&mut cases).await,
                 Lane::Node => node::run(&mut cases).await,
                 Lane::Churn => churn::run(&mut cases).await,
+                Lane::Postgres => postgres::run(&mut cases).await,
+                Lane::Scale => scale::run(&mut cases).await,
             }
         }
     }

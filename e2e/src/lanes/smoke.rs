@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 
-use crate::command::kubectl;
+use crate::command::{SHORT, kubectl, run as command};
 use crate::environment::{Environment, SOON};
 use crate::lanes::Cases;
 use crate::objects::{Mode, WORK};
@@ -34,6 +34,7 @@ async fn volume(environment: &Environment<'_>, claim: &str, mode: Mode) -> Resul
     );
     ensure!(copies.machines.values().any(|machine| *machine == first), "a copy is on the pod's machine: {copies:?}");
     environment.written(claim, 1000).await?;
+    explained(environment, claim).await?;
 
     let claims: Api<PersistentVolumeClaim> = environment.work();
     let patch = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
@@ -58,6 +59,24 @@ async fn volume(environment: &Environment<'_>, claim: &str, mode: Mode) -> Resul
     environment.stop_writer(claim).await?;
     environment.progress(claim).await?.check()?;
     environment.delete_claims(&[claim]).await
+}
+
+/// By the plugin that the command line prints.
+async fn explained(environment: &Environment<'_>, claim: &str) -> Result<()> {
+    let plugin = environment.holdfast(&["kubectl-plugin"]).await?;
+    let ask = |claim: String| {
+        let plugin = plugin.clone();
+        async move { command("sh", &["-c", &plugin, "kubectl-holdfast", "explain", "pvc", &claim], SHORT).await }
+    };
+    environment.whole(claim).await?;
+    until("the claim's volume is well, as the plugin says", SOON, async || {
+        let said = ask(format!("{WORK}/{claim}")).await?;
+        Ok(if said.trim() == "all is well" { Seen::Done(()) } else { Seen::Not(said) })
+    })
+    .await?;
+    let Err(error) = ask(format!("{WORK}/nobody")).await else { bail!("a claim that is not there is explained") };
+    ensure!(format!("{error:#}").contains("NotFound"), "{error:#}");
+    Ok(())
 }
 
 /// Waits until the claim and its pod have 2 GiB.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::v1;
+use holdfast_cluster_client::CallError;
 use holdfast_id::NodeId;
 
 use super::founding::{Said, Step};
@@ -31,7 +32,7 @@ pub struct Observed {
     pub cluster_id: Option<String>,
     pub founding: Option<Step>,
     /// What the metadata plane knows; `None` where nobody answered for it, and why.
-    pub catalogue: Option<Result<Catalogue, String>>,
+    pub catalogue: Option<Result<Catalogue, CallError>>,
     /// Workloads that bring volumes to pods, and what each waits for; empty: all are there.
     pub csi_waits: Vec<String>,
 }

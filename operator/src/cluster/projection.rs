@@ -55,7 +55,13 @@ fn storage_node(layout: &Layout, uid: &str, observed: &Observed, node: &v1::Clus
         conditions.set(condition::READY, false, "Disconnected", why.unwrap_or("it is not connected"));
     }
     let reasons = &node.reasons;
+    let has_disk = node.disks.iter().any(|disk| disk.life() == v1::DiskLife::Active);
     match (node.state(), reasons.first()) {
+        (v1::NodeState::Active, None) if !has_disk => {
+            let message =
+                "it has no disk to take copies on: delete its claim and its pod, and it begins with an empty one";
+            conditions.set(condition::SCHEDULABLE, false, "NoDisk", message);
+        }
         (v1::NodeState::Active, None) => conditions.set(condition::SCHEDULABLE, true, "Active", "it takes new copies"),
         (_, Some(reason)) => conditions.set(condition::SCHEDULABLE, false, &word(&reason.code), say(reasons)),
         (_, None) => {

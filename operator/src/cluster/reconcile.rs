@@ -138,7 +138,7 @@ async fn look(looker: &Looker, cluster: &StorageCluster, valid: &ValidCluster) -
     observed.node_ids = issued.node_ids.clone();
     let running = run(context, valid, &members, &observed, &issued)?;
     if record.is_some() {
-        observed.catalogue = Some(storage::catalogue(&running.client).await.map_err(|error| error.to_string()));
+        observed.catalogue = Some(storage::catalogue(&running.client).await);
     }
     let catalogue = observed.catalogue.as_ref().and_then(|catalogue| catalogue.as_ref().ok());
     let plan = scale::plan(valid, &observed, catalogue);

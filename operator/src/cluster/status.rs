@@ -1,6 +1,7 @@
 //! How a StorageCluster is, in the words of its status. Pure.
 
 use holdfast_api::v1;
+use holdfast_cluster_client::CallError;
 use holdfast_crds::names::condition;
 use holdfast_crds::{Capacity, MemberStatus, StorageClusterStatus, VolumeCounts};
 
@@ -100,10 +101,21 @@ fn judge(cluster: &ValidCluster, observed: &Observed, ready: usize, conditions: 
     }
     match &observed.catalogue {
         None => conditions.set(condition::AVAILABLE, false, NOT_FOUNDED, "there is no storage cluster yet"),
-        Some(Err(why)) => {
-            conditions.set(condition::AVAILABLE, false, "NoLeader", why.clone());
+        Some(Err(error)) => {
+            let (reason, message) = match error {
+                CallError::CertificateRefused { .. } => (
+                    "CertificateRefused",
+                    format!(
+                        "storage nodes and the operator do not trust each other: {error}; was the Secret {} replaced? \
+                         Restore it: the storage nodes keep their data and serve those they trust meanwhile",
+                        cluster.layout.authority()
+                    ),
+                ),
+                _ => ("NoLeader", format!("nobody leads the metadata plane: {error}")),
+            };
+            conditions.set(condition::AVAILABLE, false, reason, error.to_string());
             if !conditions.is_decided() {
-                conditions.reconciling("NoLeader", format!("nobody leads the metadata plane: {why}"));
+                conditions.reconciling(reason, message);
             }
         }
         Some(Ok(catalogue)) => {

@@ -36,6 +36,10 @@ pub enum Step {
         volume_id: String,
         size_bytes: u64,
     },
+    SetReplicas {
+        volume_id: String,
+        replicas: u32,
+    },
     /// Delete by identifier, or by name where none was ever told.
     Delete {
         volume: String,
@@ -130,14 +134,16 @@ fn exists(wanted: &Wanted, volume: &v1::Volume) -> Step {
     if volume.logical_block_bytes != wanted.block_bytes && !wanted.adopted {
         differences.push(format!("blocks of {} bytes, not {}", volume.logical_block_bytes, wanted.block_bytes));
     }
-    if volume.replicas_wanted != wanted.replicas && wanted.replicas_asked && !wanted.adopted {
+    let copies_differ = volume.replicas_wanted != wanted.replicas && wanted.replicas_asked;
+    // A volume that has the name by chance is not changed.
+    if copies_differ && wanted.known_id.is_none() {
         differences.push(format!("{} copies, not {}", volume.replicas_wanted, wanted.replicas));
     }
     if !differences.is_empty() {
         return Step::Stuck {
             reason: "AlreadyExists",
             message: format!(
-                "the storage cluster has a volume of this name with {}, and neither can be changed: give this \
+                "the storage cluster has a volume of this name with {}, and is not this object's: give this \
                               object another name",
                 differences.join(" and ")
             ),
@@ -145,6 +151,9 @@ fn exists(wanted: &Wanted, volume: &v1::Volume) -> Step {
     }
     if volume.size_bytes < wanted.size_bytes {
         return Step::Grow { volume_id: volume.volume_id.clone(), size_bytes: wanted.size_bytes };
+    }
+    if copies_differ {
+        return Step::SetReplicas { volume_id: volume.volume_id.clone(), replicas: wanted.replicas };
     }
     Step::Settled
 }
@@ -211,6 +220,18 @@ pub(crate) mod tests {
         assert_eq!(step("", false, Some(&other)), Step::Settled, "the default has changed since");
         other.logical_block_bytes = 512;
         assert!(matches!(step("", false, Some(&other)), Step::Stuck { reason: "AlreadyExists", .. }));
+    }
+
+    #[test]
+    fn copies_are_changed_of_its_own_volume_only() {
+        let asked = |replicas: i32, status: &str| {
+            let mut asked = object(status);
+            asked.spec.replicas = Some(replicas);
+            next(&wanted(&asked, 1).unwrap(), false, Some(&found("a")))
+        };
+        assert_eq!(asked(2, KNOWN), Step::SetReplicas { volume_id: "a".into(), replicas: 2 });
+        assert_eq!(asked(3, KNOWN), Step::Settled);
+        assert!(matches!(asked(2, ""), Step::Stuck { reason: "AlreadyExists", .. }));
     }
 
     #[test]

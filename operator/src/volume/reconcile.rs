@@ -106,6 +106,7 @@ async fn look(running: &Running, wanted: &Wanted, deleting: bool, object: &Volum
     let done = match &step {
         Step::Create => create(client, wanted, running, object).await.map(Some),
         Step::Grow { volume_id, size_bytes } => grow(client, volume_id, *size_bytes).await.map(Some),
+        Step::SetReplicas { volume_id, replicas } => set_replicas(client, volume_id, *replicas).await.map(Some),
         Step::Delete { volume } => delete(client, volume).await.map(|gone| {
             if gone {
                 seen.step = Some(Step::Release);
@@ -115,6 +116,8 @@ async fn look(running: &Running, wanted: &Wanted, deleting: bool, object: &Volum
         Step::Release | Step::Settled | Step::Blocked { .. } | Step::Stuck { .. } => Ok(None),
     };
     match done {
+        // It goes on when that is done; what that is stands in the volume.
+        Err(CallError::Refused { reason, .. }) if reason == "ChangeUnderWay" => seen,
         Ok(Some(())) => match get(client, wanted).await {
             Ok(found) => {
                 seen.volume = found;
@@ -197,6 +200,17 @@ async fn grow(client: &Client, volume_id: &str, size_bytes: u64) -> Result<(), C
         .call(|mut cluster| {
             let request = request.clone();
             async move { cluster.resize_volume(request).await }
+        })
+        .await
+        .map(|_| ())
+}
+
+async fn set_replicas(client: &Client, volume_id: &str, replicas: u32) -> Result<(), CallError> {
+    let request = v1::SetVolumeReplicasRequest { volume: volume_id.to_owned(), replicas, expected_generation: 0 };
+    client
+        .call(|mut cluster| {
+            let request = request.clone();
+            async move { cluster.set_volume_replicas(request).await }
         })
         .await
         .map(|_| ())

@@ -136,6 +136,7 @@ impl Catalogue {
             Command::VolumeReplicaRefused(command) => self.volume_replica_refused(command),
             Command::ResizeVolume(command) => self.resize_volume(command, safe),
             Command::VolumeResized(command) => self.volume_resized(command),
+            Command::SetVolumeReplicas(command) => self.set_volume_replicas(command, safe),
             Command::DeleteVolume(command) => self.delete_volume(index, command),
             Command::VolumeReplicaDeleted(command) => self.volume_replica_deleted(index, command),
             Command::SetDiskState(command) => self.set_disk_state(index, command, safe),
@@ -358,7 +359,7 @@ impl Catalogue {
         volume.labels.clear();
         volume.generation += 1;
         let (size_bytes, generation) = (volume.spec.size_bytes, volume.generation);
-        let coming = volume.replacement.take().map(|replacement| replacement.new);
+        let coming = volume.replacement.take().and_then(|replacement| replacement.new);
         for entry in std::mem::take(&mut volume.members).into_iter().chain(coming) {
             self.bury(command.volume, Place::from(entry.member), size_bytes, generation);
         }
@@ -412,7 +413,7 @@ fn member_mut(volume: &mut Volume, replica: ReplicaId) -> &mut VolumeMember {
     volume.members.iter_mut().find(|member| member.member.replica == replica).expect("the caller looked it up")
 }
 
-fn check_generation(volume: &Volume, expected: Option<u64>) -> Result<(), Refusal> {
+pub(crate) fn check_generation(volume: &Volume, expected: Option<u64>) -> Result<(), Refusal> {
     match expected {
         Some(expected) if expected != volume.generation => {
             let name = volume.name.clone();

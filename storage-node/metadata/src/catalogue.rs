@@ -129,13 +129,16 @@ impl From<Member> for Place {
     }
 }
 
-/// One replica takes the place of another. The group goes on with its former members until the new one votes.
+/// One replica takes the place of another; or, where there is no old one, comes beside the others; or, where there is no
+/// new one, goes. The group goes on with its former members until the new one votes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Replacement {
     /// A member until the replacement is done.
-    pub old: ReplicaId,
-    pub new: VolumeMember,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<ReplicaId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<VolumeMember>,
 }
 
 /// A group as its placement is planned and carried out: a volume's, or the metadata plane's own.
@@ -145,6 +148,8 @@ pub struct Placement<'a> {
     pub volume: VolumeId,
     pub members: Vec<Place>,
     pub replacement: Option<&'a Replacement>,
+    /// Members that there are to be.
+    pub wanted: usize,
     /// What a disk must have room for.
     pub size_bytes: u64,
     pub spread: Spread,
@@ -156,7 +161,8 @@ pub struct Placement<'a> {
 pub struct Volume {
     /// Unique among all volumes, also those being deleted.
     pub name: Name,
-    /// As wanted. Where the size is larger than `provisioned_bytes`, a resize is under way.
+    /// As wanted. Where the size is larger than `provisioned_bytes`, a resize is under way; where there are fewer or more
+    /// members than replicas, they are made or taken out.
     pub spec: VolumeSpec,
     /// Gone once it is being deleted.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
@@ -354,14 +360,15 @@ impl Catalogue {
             let replacement = replacement.as_ref();
             // The reserve of every disk has room for it.
             let (members, generation) = (members.clone(), *generation);
-            let spread = Spread::Node;
-            return Some(Placement { volume, members, replacement, size_bytes: 0, spread, generation });
+            let (spread, wanted) = (Spread::Node, members.len());
+            return Some(Placement { volume, members, replacement, wanted, size_bytes: 0, spread, generation });
         }
         let found = self.volumes.get(&volume)?;
         Some(Placement {
             volume,
             members: found.members.iter().map(|entry| Place::from(entry.member)).collect(),
             replacement: found.replacement.as_ref(),
+            wanted: usize::from(found.spec.replicas),
             size_bytes: found.spec.size_bytes,
             spread: found.spec.spread,
             generation: found.generation,
@@ -435,8 +442,11 @@ impl Catalogue {
             entry.replicas += 1;
         };
         for volume in self.volumes.values() {
-            let coming = volume.replacement.iter().map(|replacement| &replacement.new);
-            volume.members.iter().chain(coming).for_each(|entry| add(entry.member.disk, volume.spec.size_bytes));
+            volume
+                .members
+                .iter()
+                .chain(volume.coming())
+                .for_each(|entry| add(entry.member.disk, volume.spec.size_bytes));
         }
         self.tombstones.values().for_each(|tombstone| add(tombstone.disk, tombstone.size_bytes));
         placed
@@ -469,7 +479,19 @@ impl Catalogue {
 }
 
 fn coming(replacement: &Option<Replacement>) -> impl Iterator<Item = &VolumeMember> {
-    replacement.iter().map(|replacement| &replacement.new)
+    replacement.iter().filter_map(|replacement| replacement.new.as_ref())
+}
+
+impl Replacement {
+    /// What it is known by: the new replica; where none comes, the one that goes.
+    pub fn replica(&self) -> Option<ReplicaId> {
+        self.new.as_ref().map(|new| new.member.replica).or(self.old)
+    }
+
+    /// Whether what is to come lies on a disk that is gone: it never will.
+    pub fn is_lost(&self, catalogue: &Catalogue) -> bool {
+        self.new.as_ref().is_some_and(|new| !catalogue.counts(&Place::from(new.member)))
+    }
 }
 
 impl Placement<'_> {
@@ -478,11 +500,16 @@ impl Placement<'_> {
         (self.members.iter().filter(|place| catalogue.counts(place)).count(), self.members.len() / 2 + 1)
     }
 
+    /// The replica that is on its way in.
+    pub fn coming(&self) -> Option<&VolumeMember> {
+        self.replacement?.new.as_ref()
+    }
+
     /// Who votes when the replacement is done.
     pub fn voters(&self) -> BTreeMap<ReplicaId, NodeId> {
-        let old = self.replacement.map(|replacement| replacement.old);
+        let old = self.replacement.and_then(|replacement| replacement.old);
         let stays = self.members.iter().filter(|place| Some(place.replica) != old);
-        let coming = self.replacement.iter().map(|replacement| replacement.new.member);
+        let coming = self.coming().map(|new| new.member);
         stays.map(|place| (place.replica, place.node)).chain(coming.map(|m| (m.replica, m.node))).collect()
     }
 }
@@ -502,6 +529,11 @@ impl Volume {
 
     pub fn is_resizing(&self) -> bool {
         self.state == VolumeState::Ready && self.provisioned_bytes != self.spec.size_bytes
+    }
+
+    /// The replica that is on its way in.
+    pub fn coming(&self) -> Option<&VolumeMember> {
+        coming(&self.replacement).next()
     }
 
     pub fn member(&self, replica: ReplicaId) -> Option<&VolumeMember> {

@@ -19,7 +19,7 @@ pub const COMMAND_VERSION: u32 = 1;
 pub const COMMAND_BYTES_MAX: usize = 16 << 10;
 
 /// The kinds of `COMMAND_VERSION`, to tell a newer command from a damaged one.
-const KINDS: [&str; 14] = [
+const KINDS: [&str; 15] = [
     "register_node",
     "set_node_state",
     "register_disk",
@@ -29,6 +29,7 @@ const KINDS: [&str; 14] = [
     "volume_replica_refused",
     "resize_volume",
     "volume_resized",
+    "set_volume_replicas",
     "delete_volume",
     "volume_replica_deleted",
     "set_disk_state",
@@ -53,14 +54,16 @@ pub enum Command {
     ResizeVolume(ResizeVolume),
     /// The volume's group has committed the size.
     VolumeResized(VolumeResized),
+    /// How many copies there are to be; they are made or taken out one after the other.
+    SetVolumeReplicas(SetVolumeReplicas),
     /// Turns every member into a tombstone.
     DeleteVolume(DeleteVolume),
     VolumeReplicaDeleted(VolumeReplicaDeleted),
     /// What is to become of a disk: an operator's word, or the end of a removal.
     SetDiskState(SetDiskState),
-    /// One replica is to take the place of another, as planned.
+    /// One replica is to take the place of another, as planned, or to come, or to go.
     ReplaceReplica(ReplaceReplica),
-    /// The group has committed it: the former replica is a tombstone from now on.
+    /// The group has committed it: a former replica is a tombstone from now on.
     ReplicaReplaced(ReplicaReplaced),
 }
 
@@ -117,9 +120,12 @@ pub struct SetDiskState {
 pub struct ReplaceReplica {
     /// A volume, or the metadata plane under the id of its group.
     pub volume: VolumeId,
-    pub old: ReplicaId,
-    /// Minted by the proposer, never used before.
-    pub new: Member,
+    /// Without it, another copy is made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub old: Option<ReplicaId>,
+    /// Minted by the proposer, never used before. Without it, a copy goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new: Option<Member>,
     /// The catalogue's revision that the place was chosen on.
     pub planned_at: u64,
 }
@@ -128,7 +134,7 @@ pub struct ReplaceReplica {
 #[serde(deny_unknown_fields)]
 pub struct ReplicaReplaced {
     pub volume: VolumeId,
-    /// The new one.
+    /// The new one; where none came, the one that went.
     pub replica: ReplicaId,
 }
 
@@ -175,6 +181,15 @@ pub struct ResizeVolume {
 pub struct VolumeResized {
     pub volume: VolumeId,
     pub size_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetVolumeReplicas {
+    pub volume: VolumeId,
+    pub replicas: u8,
+    /// `None`: whatever the generation is.
+    pub expected_generation: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use holdfast_id::{NodeId, ReplicaId, VolumeId};
 
-use crate::catalogue::{Catalogue, Place, Replacement, Volume, VolumeMember, VolumeState};
+use crate::catalogue::{Catalogue, Place, Volume, VolumeMember, VolumeState};
 use crate::command::{
     Command, ReplicaReplaced, VolumeReplicaCreated, VolumeReplicaDeleted, VolumeReplicaRefused, VolumeResized,
 };
@@ -75,24 +75,24 @@ fn resize_group(catalogue: &Catalogue, id: VolumeId, volume: &Volume, intents: &
     }
 }
 
-/// First the new replica, then the change of the group's members: whoever leads it is told.
+/// First the new replica, where one comes, then the change of the group's members: whoever leads it is told.
 fn replace_replica(catalogue: &Catalogue, id: VolumeId, intents: &mut Vec<Intent>) {
     let Some(placement) = catalogue.placement(id) else { return };
-    let Some(Replacement { new: VolumeMember { member, created, .. }, .. }) = placement.replacement else { return };
+    let Some(replacement) = placement.replacement else { return };
     let group = catalogue.group(id);
     let mut tell = |node, action| {
         intents.push(Intent { node, revision: catalogue.revision(), generation: placement.generation, action });
     };
-    if *created {
+    let Some(VolumeMember { member, .. }) = replacement.new.as_ref().filter(|new| !new.created) else {
         let voters: Vec<(ReplicaId, NodeId)> = placement.voters().into_iter().collect();
         // Also where a disk does not count any more: as long as it works, the leader may be there.
-        let members = placement.members.iter().map(|place| place.node).chain([member.node]);
+        let members = placement.members.iter().map(|place| place.node).chain(voters.iter().map(|(_, node)| *node));
         let nodes: BTreeSet<NodeId> = members.collect();
         for node in nodes {
             tell(node, Action::ChangeMembers(ChangeMembers { group, voters: voters.clone() }));
         }
         return;
-    }
+    };
     let members = placement.members.iter().map(|place| (place.replica, place.node)).collect();
     let (replica, disk) = (member.replica, member.disk);
     let create = match catalogue.volumes().get(&id) {
@@ -122,7 +122,7 @@ pub fn on_reply(catalogue: &Catalogue, from: NodeId, reply: &IntentReply) -> Opt
         | (Action::CreateMetadataReplica(CreateMetadataReplica { group, replica, .. }), result) => {
             let (volume, replica) = (group.volume, *replica);
             let member = catalogue.volumes().get(&volume).and_then(|found| found.member(replica));
-            let coming = || catalogue.placement(volume)?.replacement.map(|replacement| &replacement.new);
+            let coming = || catalogue.placement(volume)?.replacement?.new.as_ref();
             let entry = member.or_else(|| coming().filter(|new| new.member.replica == replica))?;
             if entry.member.node != from || entry.created || *group != catalogue.group(volume) {
                 return None;
@@ -138,7 +138,7 @@ pub fn on_reply(catalogue: &Catalogue, from: NodeId, reply: &IntentReply) -> Opt
         (Action::ChangeMembers(change), IntentResult::Done) => {
             let volume = change.group.volume;
             let placement = catalogue.placement(volume)?;
-            let replica = placement.replacement?.new.member.replica;
+            let replica = placement.replacement?.replica()?;
             let voters = placement.voters();
             // Only the members that are wanted now count; an answer to an older wish is late.
             let awaited = voters.iter().map(|(replica, node)| (*replica, *node)).eq(change.voters.iter().copied());

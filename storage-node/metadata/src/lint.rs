@@ -10,8 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 
-use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Place, Placed, Placement, Volume, VolumeState};
-use crate::command::{Command, CreateVolume, ReplaceReplica, ResizeVolume, SetDiskState, SetNodeState};
+use crate::catalogue::{
+    Catalogue, DiskState, Member, NodeState, Place, Placed, Placement, Replacement, Volume, VolumeState,
+};
+use crate::command::{
+    Command, CreateVolume, ReplaceReplica, ResizeVolume, SetDiskState, SetNodeState, SetVolumeReplicas,
+};
 use crate::planner::{
     Bytes, BytesUp, List, NodeShortfall, candidates, other_zones, plan_replacement, replacement_candidates,
 };
@@ -67,6 +71,7 @@ impl Finding {
             Finding::NowhereToGo { .. } => "NowhereToGo",
             Finding::LosesQuorum { .. } => "LosesQuorum",
             Finding::BelowQuorum { .. } => "BelowQuorum",
+            Finding::ChangeUnderWay { .. } => "ChangeUnderWay",
             _ => "UnsafeChange",
         }
     }
@@ -77,6 +82,7 @@ pub fn check(catalogue: &Catalogue, command: &Command) -> Result<(), Vec<Finding
     let findings = match command {
         Command::CreateVolume(create) => create_volume(catalogue, create),
         Command::ResizeVolume(resize) => resize_volume(catalogue, resize),
+        Command::SetVolumeReplicas(set) => set_volume_replicas(catalogue, set),
         Command::SetNodeState(set) => set_node_state(catalogue, set),
         Command::SetDiskState(set) => set_disk_state(catalogue, set),
         Command::ReplaceReplica(replace) => replace_replica(catalogue, replace),
@@ -145,10 +151,13 @@ fn takes_copy(
 /// What exists already, or concerns nothing that exists, is refused or answered elsewhere.
 fn replace_replica(catalogue: &Catalogue, replace: &ReplaceReplica) -> Vec<Finding> {
     let Some(placement) = catalogue.placement(replace.volume) else { return Vec::new() };
-    let old = placement.members.iter().find(|place| place.replica == replace.old);
-    let Some(old) = old else { return Vec::new() };
-    if placement.members.iter().any(|place| place.replica == replace.new.replica)
-        || placement.replacement.is_some_and(|found| found.old == replace.old && found.new.member == replace.new)
+    let old = placement.members.iter().find(|place| Some(place.replica) == replace.old);
+    let coming = placement.replacement.map(|found| (found.old, found.new.as_ref().map(|new| new.member)));
+    let known = |new: Member| placement.members.iter().any(|place| place.replica == new.replica);
+    if old.is_none() && replace.old.is_some()
+        || replace.old.is_none() && replace.new.is_none()
+        || replace.new.is_some_and(known)
+        || coming == Some((replace.old, replace.new))
     {
         return Vec::new();
     }
@@ -161,13 +170,25 @@ fn replace_replica(catalogue: &Catalogue, replace: &ReplaceReplica) -> Vec<Findi
     if left < needed {
         findings.push(Finding::BelowQuorum { what, left, needed });
     }
-    fresh_replicas(catalogue, &[replace.new], &mut findings);
-    takes_copy(catalogue, &catalogue.placed(), replace.new, placement.size_bytes, &mut findings);
+    let planned = placement.members.len() + usize::from(replace.new.is_some()) - usize::from(old.is_some());
+    if old.is_none() && planned > placement.wanted || replace.new.is_none() && planned < placement.wanted {
+        findings.push(Finding::WrongCopies { wanted: u8::try_from(placement.wanted).unwrap_or(u8::MAX), planned });
+    }
+    let Some(new) = replace.new else {
+        let stays = |place: &&Place| Some(place.replica) != replace.old && catalogue.counts(place);
+        let (left, needed) = (placement.members.iter().filter(stays).count(), planned / 2 + 1);
+        if left < needed {
+            findings.push(Finding::LosesQuorum { what: catalogue.volume_label(replace.volume), left, needed });
+        }
+        return findings;
+    };
+    fresh_replicas(catalogue, &[new], &mut findings);
+    takes_copy(catalogue, &catalogue.placed(), new, placement.size_bytes, &mut findings);
     let (fit, _) = replacement_candidates(catalogue, &placement, replace.old);
-    let node = replace.new.node;
-    let beside = placement.members.iter().any(|place| place.replica != replace.old && place.node == node);
-    let former = catalogue.tombstones().values().any(|t| t.volume == replace.volume && t.disk == replace.new.disk);
-    if beside || former || old.disk == Some(replace.new.disk) {
+    let node = new.node;
+    let beside = placement.members.iter().any(|place| Some(place.replica) != replace.old && place.node == node);
+    let former = catalogue.tombstones().values().any(|t| t.volume == replace.volume && t.disk == new.disk);
+    if beside || former || old.is_some_and(|old| old.disk == Some(new.disk)) {
         findings.push(Finding::SameNode { node: catalogue.node_label(node) });
     }
     let zones = other_zones(catalogue, &placement, replace.old);
@@ -185,16 +206,16 @@ fn replace_replica(catalogue: &Catalogue, replace: &ReplaceReplica) -> Vec<Findi
 pub(crate) fn replacing_waits_for(
     catalogue: &Catalogue,
     placement: &Placement<'_>,
-    old: ReplicaId,
+    old: Option<ReplicaId>,
 ) -> Option<&'static str> {
     if let Some(found) = placement.replacement {
-        let lost = found.old == old && !catalogue.counts(&Place::from(found.new.member));
-        return (!lost).then_some("one of its copies is being replaced");
+        let lost = found.old == old && found.is_lost(catalogue);
+        return (!lost).then(|| changing(found));
     }
     let volume = catalogue.volumes().get(&placement.volume)?;
-    let others = volume.members.iter().filter(|entry| entry.member.replica != old).all(|entry| entry.created);
+    let others = volume.members.iter().filter(|entry| Some(entry.member.replica) != old).all(|entry| entry.created);
     match volume.state {
-        VolumeState::Creating if others && volume.members.len() > 1 => None,
+        VolumeState::Creating if old.is_some() && others && volume.members.len() > 1 => None,
         _ => under_way(volume),
     }
 }
@@ -244,9 +265,10 @@ fn nowhere_to_go(
     for id in ids {
         let placement = scratch.placement(id).expect("listed above");
         let goes = placement.members.iter().find(|place| leaves(place)).map(|place| place.replica);
-        let Some(old) = goes else { continue };
-        match plan_replacement(&scratch, &placement, old) {
-            Ok((node, disk)) => scratch.assume_moved(id, old, node, disk),
+        let Some(replica) = goes else { continue };
+        match plan_replacement(&scratch, &placement, goes) {
+            // The identifier does not matter on a copy that nobody keeps.
+            Ok((node, disk)) => scratch.assume_moved(id, goes, Member { replica, node, disk }),
             Err(nodes) => findings.push(Finding::NowhereToGo { what: catalogue.volume_label(id), nodes }),
         }
     }
@@ -322,13 +344,57 @@ fn resize_volume(catalogue: &Catalogue, resize: &ResizeVolume) -> Vec<Finding> {
     findings
 }
 
+/// Whether every copy that is to come has a place now; which ones go is decided when they do.
+fn set_volume_replicas(catalogue: &Catalogue, set: &SetVolumeReplicas) -> Vec<Finding> {
+    let Some(volume) = catalogue.volumes().get(&set.volume) else { return Vec::new() };
+    if volume.spec.replicas == set.replicas || volume.state == VolumeState::Deleting {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    let settled = volume.state == VolumeState::Ready && !volume.is_resizing();
+    let lost = volume.replacement.as_ref().is_some_and(|found| found.is_lost(catalogue));
+    if let Some(what) = under_way(volume).filter(|_| !(settled && lost)) {
+        findings.push(Finding::ChangeUnderWay { name: volume.name.to_string(), what });
+    }
+    let placement = catalogue.placement(set.volume).expect("every volume has one");
+    let what = catalogue.volume_label(set.volume);
+    let (left, needed) = placement.quorum(catalogue);
+    if left < needed {
+        findings.push(Finding::BelowQuorum { what: what.clone(), left, needed });
+    }
+    let mut scratch = catalogue.clone();
+    for missing in placement.members.len()..usize::from(set.replicas) {
+        let placement = scratch.placement(set.volume).expect("it has one");
+        match plan_replacement(&scratch, &placement, None) {
+            Ok((node, disk)) => {
+                let mut replica = [0xff; 16];
+                replica[0] = u8::try_from(missing).expect("a volume has few copies");
+                let replica = ReplicaId::from_bytes(replica).expect("not zero");
+                scratch.assume_moved(set.volume, None, Member { replica, node, disk });
+            }
+            Err(nodes) => {
+                findings.push(Finding::NowhereToGo { what, nodes });
+                break;
+            }
+        }
+    }
+    findings
+}
+
 /// What keeps a volume from being changed; a deletion is refused elsewhere, it is not a matter of waiting.
 fn under_way(volume: &Volume) -> Option<&'static str> {
     match volume.state {
         VolumeState::Creating => Some("its copies are being created"),
-        _ if volume.replacement.is_some() => Some("one of its copies is being replaced"),
         VolumeState::Ready if volume.is_resizing() => Some("it is being resized"),
-        VolumeState::Ready | VolumeState::Deleting => None,
+        VolumeState::Ready | VolumeState::Deleting => volume.replacement.as_ref().map(changing),
+    }
+}
+
+fn changing(replacement: &Replacement) -> &'static str {
+    match replacement {
+        Replacement { old: None, .. } => "another copy of it is being made",
+        Replacement { new: None, .. } => "one of its copies is being taken out",
+        Replacement { .. } => "one of its copies is being replaced",
     }
 }
 

@@ -10,7 +10,7 @@ use std::fmt;
 
 use holdfast_id::{DiskId, NodeId, ReplicaId};
 
-use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Placed, Placement};
+use crate::catalogue::{Catalogue, DiskState, Member, NodeState, Place, Placed, Placement};
 use crate::spec::{SpecError, Spread, VolumeSpec};
 
 /// A disk that may take a copy, the best one of its node.
@@ -197,14 +197,14 @@ pub fn plan_volume(
     Ok(members)
 }
 
-/// Where the replica that takes the place of `old` goes: as far from the others as can be.
+/// Where the replica that takes the place of `old`, or comes beside the others, goes: as far from them as can be.
 ///
 /// # Errors
 /// Why no node can take it.
 pub fn plan_replacement(
     catalogue: &Catalogue,
     placement: &Placement<'_>,
-    old: ReplicaId,
+    old: Option<ReplicaId>,
 ) -> Result<(NodeId, DiskId), Vec<NodeShortfall>> {
     let (candidates, short) = replacement_candidates(catalogue, placement, old);
     let zones = other_zones(catalogue, placement, old);
@@ -212,13 +212,32 @@ pub fn plan_replacement(
     best.map(|(_, candidate)| (candidate.node, candidate.disk)).ok_or(short)
 }
 
+/// Which replica goes where there is one too many: one that does not count, or is to leave anyhow; then one that is not
+/// alone in its zone; then the one whose disk has the least room for new volumes.
+pub fn plan_removal(catalogue: &Catalogue, placement: &Placement<'_>) -> Option<ReplicaId> {
+    let placed = catalogue.placed();
+    let badness = |place: &&Place| {
+        let zone = catalogue.nodes().get(&place.node).and_then(|node| node.zone.as_deref());
+        let disk = place.disk.and_then(|id| Some((catalogue.disks().get(&id)?, placed.get(&id).copied())));
+        let room = disk.map_or(0, |(disk, load)| disk.placeable_bytes(load.unwrap_or_default()));
+        (
+            !catalogue.counts(place),
+            catalogue.is_leaving(place),
+            other_zones(catalogue, placement, Some(place.replica)).contains(&zone),
+            std::cmp::Reverse(room),
+            place.replica,
+        )
+    };
+    placement.members.iter().max_by_key(badness).map(|place| place.replica)
+}
+
 /// The zones of the members that stay.
 pub(crate) fn other_zones<'a>(
     catalogue: &'a Catalogue,
     placement: &Placement<'_>,
-    old: ReplicaId,
+    old: Option<ReplicaId>,
 ) -> BTreeSet<Option<&'a str>> {
-    let stays = placement.members.iter().filter(|place| place.replica != old);
+    let stays = placement.members.iter().filter(|place| Some(place.replica) != old);
     stays.filter_map(|place| catalogue.nodes().get(&place.node)).map(|node| node.zone.as_deref()).collect()
 }
 
@@ -227,13 +246,14 @@ pub(crate) fn other_zones<'a>(
 pub(crate) fn replacement_candidates<'a>(
     catalogue: &'a Catalogue,
     placement: &Placement<'_>,
-    old: ReplicaId,
+    old: Option<ReplicaId>,
 ) -> (Vec<Candidate<'a>>, Vec<NodeShortfall>) {
     let (mut fit, mut short) = candidates(catalogue, placement.size_bytes);
     let taken = other_zones(catalogue, placement, old);
     let why = |candidate: &Candidate<'_>| {
-        let stays = placement.members.iter().any(|place| place.replica != old && place.node == candidate.node);
-        let goes = placement.members.iter().any(|place| place.replica == old && place.disk == Some(candidate.disk));
+        let stays = placement.members.iter().any(|place| Some(place.replica) != old && place.node == candidate.node);
+        let goes =
+            placement.members.iter().any(|place| Some(place.replica) == old && place.disk == Some(candidate.disk));
         let former = catalogue.tombstones().values();
         let former = former.filter(|t| t.volume == placement.volume && t.disk == candidate.disk).count();
         match (stays || goes, former) {

@@ -5,7 +5,7 @@ use holdfast_id::VolumeId;
 use crate::catalogue::{Catalogue, DiskState, NodeState, Obstacle, Place, Replacement, VolumeState};
 use crate::planner::{Bytes, List, Shortfall, candidates};
 use crate::spec::SIZE_BYTES_MIN;
-use crate::upkeep::{self, Held};
+use crate::upkeep::{self, Held, Wish};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
@@ -72,6 +72,7 @@ fn explain_moves(catalogue: &Catalogue, id: VolumeId, subject: &str) -> Vec<Reas
     let reason = |code, message, action| Reason { code, message, action, subject: subject.to_owned() };
     let Some(placement) = catalogue.placement(id) else { return Vec::new() };
     let mut reasons = Vec::new();
+    let node_of = |place: &Place| catalogue.node_label(place.node);
     let why = |place: &Place| {
         let node = catalogue.node_label(place.node);
         match (catalogue.counts(place), catalogue.is_leaving(place)) {
@@ -80,29 +81,46 @@ fn explain_moves(catalogue: &Catalogue, id: VolumeId, subject: &str) -> Vec<Reas
             (true, false) => format!("its copy on {node} is replaced"),
         }
     };
+    let (have, wanted) = (placement.members.len(), placement.wanted);
     if let Some(Replacement { old, new }) = placement.replacement {
-        let old = placement.members.iter().find(|place| place.replica == *old).map(why).unwrap_or_default();
-        let node = catalogue.node_label(new.member.node);
-        reasons.push(match (new.created, new.obstacle) {
-            (true, _) => reason("ReplacingReplica", format!("{old}: the new one on {node} catches up, then votes"), ""),
-            (false, None) => {
-                reason("WaitingForReplica", format!("{old}: waiting for {node} to create the new one"), "")
+        let old = placement.members.iter().find(|place| Some(place.replica) == *old);
+        let what = match (old, new) {
+            (Some(old), None) => format!("{have} copies are there, {wanted} are wanted: that on {} goes", node_of(old)),
+            (Some(old), Some(_)) => why(old),
+            (None, _) => format!("{have} of {wanted} copies are there"),
+        };
+        let node = new.as_ref().map(|new| catalogue.node_label(new.member.node)).unwrap_or_default();
+        reasons.push(match new.as_ref().map(|new| (new.created, new.obstacle)) {
+            None => reason("RemovingReplica", what, ""),
+            Some((true, _)) => {
+                let code = if old.is_some() { "ReplacingReplica" } else { "AddingReplica" };
+                reason(code, format!("{what}: the new one on {node} catches up, then votes"), "")
             }
-            (false, Some(obstacle)) => {
-                let (what, action) = obstacle.words();
-                reason("ReplicaRefused", format!("{old}: {node} does not create the new one: {what}"), action)
+            Some((false, None)) => {
+                reason("WaitingForReplica", format!("{what}: waiting for {node} to create the new one"), "")
+            }
+            Some((false, Some(obstacle))) => {
+                let (why, action) = obstacle.words();
+                reason("ReplicaRefused", format!("{what}: {node} does not create the new one: {why}"), action)
             }
         });
     }
-    for (place, held) in upkeep::held(catalogue, id) {
-        let old = why(&place);
+    for (wish, held) in upkeep::held(catalogue, id) {
+        let (old, next) = match wish {
+            Wish::Replace(place) => (why(&place), "another is about to be made"),
+            Wish::Add => (format!("{have} of {wanted} copies are there"), "another is about to be made"),
+            Wish::Remove(place) => (
+                format!("{have} copies are there, {wanted} are wanted: that on {} is to go", node_of(&place)),
+                "it is about to",
+            ),
+        };
         reasons.push(match held {
-            Ok(()) => reason("ReplacementDue", format!("{old}: another is about to be made"), ""),
+            Ok(()) => reason("ReplacementDue", format!("{old}: {next}"), ""),
             Err(Held::Queue) => reason("ReplacementWaits", format!("{old}: other volumes come first"), ""),
             Err(Held::Busy(busy)) => reason("ReplacementWaits", format!("{old}, but {busy}"), ""),
             Err(Held::BelowQuorum { left, needed }) => reason(
                 "BelowQuorum",
-                format!("{old}, and {left} copies are left where {needed} must agree to make another"),
+                format!("{old}, and {left} copies are left where {needed} must agree to that"),
                 "start the nodes of the others; what no node has any more can only be restored from a backup",
             ),
             Err(Held::Nowhere(nodes)) => reason(

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use holdfast_id::{DiskId, NodeId, ReplicaId, VolumeId};
+use holdfast_id::{DiskId, ReplicaId, VolumeId};
 
-use crate::apply::{Applied, Outcome, Refusal};
+use crate::apply::{Applied, Outcome, Refusal, check_generation};
 use crate::catalogue::{
     Catalogue, DiskState, Member, Place, REPLACED_MAX, Replacement, Tombstone, VolumeMember, VolumeState,
 };
-use crate::command::{Command, ReplaceReplica, ReplicaReplaced, SetDiskState};
+use crate::command::{Command, ReplaceReplica, ReplicaReplaced, SetDiskState, SetVolumeReplicas};
 use crate::lint;
+use crate::spec::check_replicas;
 
 impl Catalogue {
     pub(crate) fn set_disk_state(
@@ -75,15 +76,17 @@ impl Catalogue {
         let (volume, new) = (command.volume, command.new);
         let placement = self.placement(volume).ok_or(Refusal::UnknownVolume { volume })?;
         let known = |replica: ReplicaId| placement.members.iter().any(|place| place.replica == replica);
-        let under_way = placement.replacement.is_some_and(|found| found.old == command.old && found.new.member == new);
-        if under_way || known(new.replica) {
+        let under_way = placement
+            .replacement
+            .is_some_and(|found| found.old == command.old && found.new.as_ref().map(|found| found.member) == new);
+        if under_way || new.is_some_and(|new| known(new.replica)) || (new.is_none() && command.old.is_none()) {
             return Ok(Outcome::Unchanged);
         }
         if self.volumes.get(&volume).is_some_and(|found| found.state == VolumeState::Deleting) {
             return Err(Refusal::Deleting { name: self.volumes[&volume].name.clone() });
         }
-        if !known(command.old) {
-            return Err(Refusal::UnknownReplica { volume, replica: command.old });
+        if let Some(replica) = command.old.filter(|old| !known(*old)) {
+            return Err(Refusal::UnknownReplica { volume, replica });
         }
         if command.planned_at < self.forgotten_at {
             return Err(Refusal::StalePlan { planned_at: command.planned_at, forgotten_at: self.forgotten_at });
@@ -94,30 +97,56 @@ impl Catalogue {
         safe(self)?;
         // One that is under way is given up by this only where its disk is gone, so nothing is left to delete.
         let (replacement, generation) = self.replacement_mut(volume).expect("it has a placement");
-        let new = VolumeMember { member: new, created: false, obstacle: None };
+        let new = new.map(|member| VolumeMember { member, created: false, obstacle: None });
         *replacement = Some(Replacement { old: command.old, new });
         *generation += 1;
+        Ok(Outcome::Applied)
+    }
+
+    pub(crate) fn set_volume_replicas(
+        &mut self,
+        command: &SetVolumeReplicas,
+        safe: impl Fn(&Catalogue) -> Result<(), Refusal>,
+    ) -> Applied {
+        check_replicas(command.replicas)?;
+        let unknown = Refusal::UnknownVolume { volume: command.volume };
+        let volume = self.volumes.get(&command.volume).ok_or(unknown)?;
+        if volume.state == VolumeState::Deleting {
+            return Err(Refusal::Deleting { name: volume.name.clone() });
+        }
+        if volume.spec.replicas == command.replicas {
+            return Ok(Outcome::Unchanged);
+        }
+        check_generation(volume, command.expected_generation)?;
+        safe(self)?;
+        let volume = self.volumes.get_mut(&command.volume).expect("found above");
+        volume.spec.replicas = command.replicas;
+        volume.generation += 1;
+        // Only one whose disk is gone can be under way here. If it is still wanted, it is planned again.
+        volume.replacement.take_if(|found| found.old.is_none());
         Ok(Outcome::Applied)
     }
 
     pub(crate) fn replica_replaced(&mut self, command: &ReplicaReplaced) -> Applied {
         let volume = command.volume;
         let placement = self.placement(volume).ok_or(Refusal::UnknownVolume { volume })?;
-        let replacement = placement.replacement.filter(|found| found.new.member.replica == command.replica).cloned();
+        let replacement = placement.replacement.filter(|found| found.replica() == Some(command.replica)).cloned();
         let Some(Replacement { old, new }) = replacement else {
             let late = placement.members.iter().any(|place| place.replica == command.replica)
                 || self.tombstones.contains_key(&command.replica);
             let unknown = Refusal::UnknownReplica { volume, replica: command.replica };
             return if late { Ok(Outcome::Unchanged) } else { Err(unknown) };
         };
-        let (size_bytes, members) = (placement.size_bytes, placement.members.clone());
-        let leaves = members.into_iter().find(|place| place.replica == old).expect("a replacement replaces a member");
+        let size_bytes = placement.size_bytes;
+        let leaves = placement.members.iter().find(|place| Some(place.replica) == old).copied();
         let (replacement, generation) = self.replacement_mut(volume).expect("it has a placement");
         *replacement = None;
         *generation += 1;
         let generation = *generation;
-        self.swap_member(volume, old, new.member);
-        self.bury(volume, leaves, size_bytes, generation);
+        self.swap_member(volume, old, new.map(|new| new.member));
+        if let Some(leaves) = leaves {
+            self.bury(volume, leaves, size_bytes, generation);
+        }
         Ok(Outcome::Applied)
     }
 
@@ -127,31 +156,30 @@ impl Catalogue {
         former + self.volumes.values().filter(|found| found.replacement.is_some()).count()
     }
 
-    fn swap_member(&mut self, volume: VolumeId, old: ReplicaId, new: Member) {
+    fn swap_member(&mut self, volume: VolumeId, old: Option<ReplicaId>, new: Option<Member>) {
         match self.volumes.get_mut(&volume) {
             Some(found) => {
-                found.members.retain(|entry| entry.member.replica != old);
-                found.members.push(VolumeMember { member: new, created: true, obstacle: None });
+                found.members.retain(|entry| Some(entry.member.replica) != old);
+                found.members.extend(new.map(|member| VolumeMember { member, created: true, obstacle: None }));
                 found.members.sort_by_key(|entry| entry.member);
                 if found.members.iter().all(|entry| entry.created) {
                     found.state = VolumeState::Ready;
                 }
             }
             None => {
-                self.metadata.members.retain(|place| place.replica != old);
-                self.metadata.members.push(Place::from(new));
+                self.metadata.members.retain(|place| Some(place.replica) != old);
+                self.metadata.members.extend(new.map(Place::from));
                 self.metadata.members.sort();
             }
         }
     }
 
     /// For plans of several moves: as if this one were done.
-    pub(crate) fn assume_moved(&mut self, volume: VolumeId, old: ReplicaId, node: NodeId, disk: DiskId) {
+    pub(crate) fn assume_moved(&mut self, volume: VolumeId, old: Option<ReplicaId>, new: Member) {
         if let Some((replacement, _)) = self.replacement_mut(volume) {
             *replacement = None;
         }
-        // The identifier does not matter on a copy that nobody keeps.
-        self.swap_member(volume, old, Member { replica: old, node, disk });
+        self.swap_member(volume, old, Some(new));
     }
 
     /// With the generation that rises with every change of it.
@@ -165,6 +193,6 @@ impl Catalogue {
     /// The replica on its way into the group, with this id.
     pub(crate) fn coming_mut(&mut self, volume: VolumeId, replica: ReplicaId) -> Option<&mut VolumeMember> {
         let (replacement, _) = self.replacement_mut(volume)?;
-        replacement.as_mut().map(|found| &mut found.new).filter(|new| new.member.replica == replica)
+        replacement.as_mut().and_then(|found| found.new.as_mut()).filter(|new| new.member.replica == replica)
     }
 }

@@ -171,11 +171,12 @@ impl VolumeSpec {
         if !matches!(self.logical_block_bytes, 512 | 4096) {
             return Err(SpecError::LogicalBlock { block: self.logical_block_bytes });
         }
-        if !(1..=REPLICAS_MAX).contains(&self.replicas) {
-            return Err(SpecError::Replicas { replicas: self.replicas });
-        }
-        Ok(())
+        check_replicas(self.replicas)
     }
+}
+
+pub fn check_replicas(replicas: u8) -> Result<(), SpecError> {
+    if (1..=REPLICAS_MAX).contains(&replicas) { Ok(()) } else { Err(SpecError::Replicas { replicas }) }
 }
 
 pub fn check_size(size: u64) -> Result<(), SpecError> {

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::{
-    Catalogue, DISKS_MAX, Disk, FOUNDERS_MAX, NODES_MAX, NodeState, Replacement, VOLUMES_MAX, VolumeState,
+    Catalogue, DISKS_MAX, Disk, FOUNDERS_MAX, NODES_MAX, NodeState, Replacement, VOLUMES_MAX, VolumeMember, VolumeState,
 };
-use crate::spec::{SpecError, check_address, check_labels, check_zone};
+use crate::spec::{REPLICAS_MAX, SpecError, check_address, check_labels, check_zone};
 
 /// Version of the state this build writes, and the newest it can read.
 pub const STATE_VERSION: u32 = 1;
@@ -129,7 +129,9 @@ impl Catalogue {
             let state = match volume.state {
                 VolumeState::Creating => volume.members.len() == copies && !all_created && provisioned,
                 VolumeState::Ready => {
-                    volume.members.len() == copies && all_created && volume.provisioned_bytes <= volume.spec.size_bytes
+                    (1..=usize::from(REPLICAS_MAX)).contains(&volume.members.len())
+                        && all_created
+                        && volume.provisioned_bytes <= volume.spec.size_bytes
                 }
                 VolumeState::Deleting => {
                     volume.members.is_empty()
@@ -149,11 +151,14 @@ impl Catalogue {
         for volume in self.volumes.keys().copied().chain([self.metadata_id()]) {
             let placement = self.placement(volume).expect("every volume and the metadata plane have one");
             let Some(Replacement { old, new }) = placement.replacement else { continue };
-            let stays: Vec<_> = placement.members.iter().filter(|place| place.replica != *old).collect();
-            let good = stays.len() + 1 == placement.members.len()
-                && on_disk(new.member.disk, new.member.node)
-                && stays.iter().all(|place| place.node != new.member.node)
-                && replicas.insert(new.member.replica);
+            let stays: Vec<_> = placement.members.iter().filter(|place| Some(place.replica) != *old).collect();
+            let good = stays.len() + usize::from(old.is_some()) == placement.members.len()
+                && (old.is_some() || new.is_some())
+                && new.as_ref().is_none_or(|VolumeMember { member, .. }| {
+                    on_disk(member.disk, member.node)
+                        && stays.iter().all(|place| place.node != member.node)
+                        && replicas.insert(member.replica)
+                });
             holds(good, &|| {
                 format!("{}: a replacement of no member, or one that lies nowhere or twice", self.volume_label(volume))
             })?;

@@ -3,7 +3,9 @@
 
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{Founder, Member};
-use holdfast_metadata::command::{COMMAND_BYTES_MAX, CreateVolume, DecodeError, DeleteVolume, ReplaceReplica};
+use holdfast_metadata::command::{
+    COMMAND_BYTES_MAX, CreateVolume, DecodeError, DeleteVolume, ReplaceReplica, SetVolumeReplicas,
+};
 use holdfast_metadata::intent::{
     Action, Control, CreateReplica, INTENT_BYTES_MAX, Intent, IntentError, IntentReply, IntentResult,
 };
@@ -95,8 +97,8 @@ fn commands_are_these_bytes() {
     assert_eq!(Command::decode(bytes.as_bytes()), Ok(labelled));
     let replace = Command::ReplaceReplica(ReplaceReplica {
         volume: volume(),
-        old: ReplicaId::from_bytes([0x45; 16]).expect("not zero"),
-        new: Member { replica: replica(), node: node(), disk: disk() },
+        old: Some(ReplicaId::from_bytes([0x45; 16]).expect("not zero")),
+        new: Some(Member { replica: replica(), node: node(), disk: disk() }),
         planned_at: 6,
     });
     let bytes = concat!(
@@ -108,6 +110,22 @@ fn commands_are_these_bytes() {
     );
     assert_eq!(String::from_utf8(replace.encode()).expect("text"), bytes);
     assert_eq!(Command::decode(bytes.as_bytes()), Ok(replace));
+    let take_out =
+        Command::ReplaceReplica(ReplaceReplica { volume: volume(), old: Some(replica()), new: None, planned_at: 6 });
+    let bytes = concat!(
+        r#"{"version":1,"command":{"kind":"replace_replica","body":{"volume":"33333333-3333-3333-3333-333333333333","#,
+        r#""old":"44444444-4444-4444-4444-444444444444","planned_at":6}}}"#
+    );
+    assert_eq!(String::from_utf8(take_out.encode()).expect("text"), bytes);
+    assert_eq!(Command::decode(bytes.as_bytes()), Ok(take_out));
+    let set =
+        Command::SetVolumeReplicas(SetVolumeReplicas { volume: volume(), replicas: 2, expected_generation: None });
+    let bytes = concat!(
+        r#"{"version":1,"command":{"kind":"set_volume_replicas","#,
+        r#""body":{"volume":"33333333-3333-3333-3333-333333333333","replicas":2,"expected_generation":null}}}"#
+    );
+    assert_eq!(String::from_utf8(set.encode()).expect("text"), bytes);
+    assert_eq!(Command::decode(bytes.as_bytes()), Ok(set));
     let delete = Command::DeleteVolume(DeleteVolume { volume: volume(), expected_generation: Some(3) });
     let bytes = concat!(
         r#"{"version":1,"command":{"kind":"delete_volume","#,

@@ -88,6 +88,11 @@ enum Step {
         mib: u64,
         generation: Option<u64>,
     },
+    Replicas {
+        number: u64,
+        replicas: u8,
+        generation: Option<u64>,
+    },
     DiskState {
         number: u64,
         state: u8,
@@ -112,6 +117,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(number, generation)| Step::Delete { number, generation }),
         2 => (0u64..30, 1u64..200, proptest::option::of(1u64..4))
             .prop_map(|(number, mib, generation)| Step::Resize { number, mib, generation }),
+        3 => (0u64..6, 0u8..=6, proptest::option::weighted(0.2, 1u64..4))
+            .prop_map(|(number, replicas, generation)| Step::Replicas { number, replicas, generation }),
         1 => (0u64..12, 0u8..4).prop_map(|(number, state)| Step::DiskState { number, state }),
         6 => Just(Step::Upkeep),
         8 => (0usize..16).prop_map(|pick| Step::Answer { pick }),
@@ -180,6 +187,11 @@ fn command(catalogue: &Catalogue, step: &Step, count: u64) -> Option<Command> {
         Step::Resize { number, mib, generation } => Command::ResizeVolume(ResizeVolume {
             volume: nth(number),
             size_bytes: mib * MIB,
+            expected_generation: generation,
+        }),
+        Step::Replicas { number, replicas, generation } => Command::SetVolumeReplicas(SetVolumeReplicas {
+            volume: nth(number),
+            replicas,
             expected_generation: generation,
         }),
         Step::Answer { pick } => {
@@ -276,8 +288,7 @@ proptest! {
         // The oracle: room by its definition, written down once more.
         let room = |id: &DiskId, disk: &holdfast_metadata::catalogue::Disk| {
             let members = catalogue.volumes().values().flat_map(|v| {
-                let coming = v.replacement.iter().map(|replacement| &replacement.new);
-                v.members.iter().chain(coming).map(|m| (m.member.disk, v.spec.size_bytes))
+                v.members.iter().chain(v.coming()).map(|m| (m.member.disk, v.spec.size_bytes))
             });
             let tombs = catalogue.tombstones().values().map(|t| (t.disk, t.size_bytes));
             let used: u64 = members.chain(tombs).filter(|(on, _)| on == id).map(|(_, size)| size).sum();
@@ -408,11 +419,11 @@ proptest! {
                     deleted.insert(delete.volume);
                 }
                 Command::ReplaceReplica(replace) if *outcome == Outcome::Applied => {
-                    home.insert(replace.new.replica, (replace.volume, replace.new.node));
+                    home.extend(replace.new.map(|new| (new.replica, (replace.volume, new.node))));
                 }
                 Command::ReplicaReplaced(done) if *outcome == Outcome::Applied => {
                     let placement = before.placement(done.volume).expect("it has one");
-                    replaced.insert(placement.replacement.expect("it was replaced").old);
+                    replaced.extend(placement.replacement.expect("it was replaced").old);
                 }
                 _ => {}
             }
@@ -427,7 +438,7 @@ proptest! {
     }
 
     /// What the leader does by itself is always safe and always done. While some nodes are silent no volume loses a copy
-    /// that counts; once all answer it comes to an end, where whatever has not moved has a reason.
+    /// that counts and is wanted; once all answer it comes to an end, where whatever has not moved has a reason.
     #[test]
     fn leaving_replicas_move_or_have_a_reason(steps in proptest::collection::vec(step(), 1..60), silent in 0u64..7) {
         let mut catalogue = run(&steps, |_, _, _, _| {});
@@ -458,18 +469,22 @@ proptest! {
             prop_assert_eq!(catalogue.apply(index, &command.encode()).expect("known"), Outcome::Applied);
             catalogue.check().expect("the invariants hold");
             let after = counts(&catalogue);
-            let lost = before.iter().any(|(id, copies)| after.get(id).is_some_and(|left| left < copies));
+            let wanted = |id: &VolumeId| catalogue.placement(*id).expect("it has one").wanted;
+            let lost = before.iter().any(|(id, copies)| after.get(id).is_some_and(|left| *left < wanted(id).min(*copies)));
             prop_assert!(!lost, "{command:?}");
             prop_assert!(round < 3_999, "it does not come to an end: {command:?}");
         }
         let ids = catalogue.volumes().keys().copied().chain([catalogue.metadata_id()]);
         for id in ids.collect::<Vec<_>>() {
             let placement = catalogue.placement(id).expect("it has one");
-            let dead = placement.replacement.is_some_and(|found| !catalogue.counts(&found.new.member.into()));
+            let dead = placement.replacement.is_some_and(|found| found.is_lost(&catalogue));
             prop_assert!(placement.replacement.is_none() || dead, "all nodes have answered");
-            for (place, held) in upkeep::held(&catalogue, id) {
-                prop_assert!(held.is_err() && held != Err(upkeep::Held::Queue), "{place:?} {held:?}");
+            let held = upkeep::held(&catalogue, id);
+            for (wish, held) in &held {
+                prop_assert!(held.is_err() && *held != Err(upkeep::Held::Queue), "{wish:?} {held:?}");
             }
+            let settled = placement.members.len() == placement.wanted || placement.members.is_empty();
+            prop_assert!(settled || !held.is_empty(), "{placement:?}");
         }
     }
 

@@ -218,8 +218,14 @@ impl Script {
                     Command::ReplaceReplica(replace) => {
                         self.next_replica += 1;
                         let what = self.catalogue().volume_label(replace.volume);
-                        let Member { replica, node, disk } = replace.new;
-                        format!("{what}: {} is replaced by {replica} on {node} {disk}\n", replace.old)
+                        let new =
+                            replace.new.map(|Member { replica, node, disk }| format!("{replica} on {node} {disk}"));
+                        match (replace.old, new) {
+                            (Some(old), Some(new)) => format!("{what}: {old} is replaced by {new}\n"),
+                            (None, Some(new)) => format!("{what}: {new} comes\n"),
+                            (Some(old), None) => format!("{what}: {old} goes\n"),
+                            (None, None) => panic!("{replace:?}"),
+                        }
                     }
                     Command::SetNodeState(set) => format!("{} is {:?}\n", set.node, set.state),
                     Command::SetDiskState(set) => format!("{} is {:?}\n", set.disk, set.state),
@@ -291,6 +297,13 @@ impl Script {
                 let expected_generation = case.try_take_arg("generation").expect("a number");
                 let volume = self.volume(&name);
                 self.apply(Command::ResizeVolume(ResizeVolume { volume, size_bytes, expected_generation }))
+            }
+            "replicas" => {
+                let name: String = case.take_arg("name").expect("name=");
+                let replicas: u8 = case.take_arg("count").expect("a number");
+                let expected_generation = case.try_take_arg("generation").expect("a number");
+                let volume = self.volume(&name);
+                self.apply(Command::SetVolumeReplicas(SetVolumeReplicas { volume, replicas, expected_generation }))
             }
             "delete" => {
                 let name: String = case.take_arg("name").expect("name=");

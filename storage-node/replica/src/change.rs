@@ -4,7 +4,8 @@
 //! all it remembers, so a new leader goes on where the former one was.
 //!
 //! 1. What is to be a voter and is no member becomes a learner, which nobody waits for.
-//! 2. When every such learner has caught up, one joint change makes them voters and takes the others out.
+//! 2. When every such learner has caught up, and enough of all that are to stay to decide without the others, one joint
+//!    change makes them voters and takes the others out.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ pub enum Change {
     Done,
     /// A change, this one or another, is on its way through the log.
     UnderWay,
-    /// A learner has so many entries still to flush.
+    /// A member that is to stay has so many entries still to flush.
     CatchingUp { replica: ReplicaId, behind: u64 },
 }
 
@@ -29,7 +30,8 @@ pub(crate) enum Step {
     Propose(Configuration),
 }
 
-/// `current` is committed and not joint; `behind` tells how much a learner lacks, 0 where it may vote.
+/// `current` is committed and not joint; `behind` tells how much a member lacks, 0 where it may decide alone with others
+/// like it.
 pub(crate) fn next_step(
     current: &Configuration,
     voters: &BTreeMap<ReplicaId, NodeId>,
@@ -52,6 +54,12 @@ pub(crate) fn next_step(
     let learners = voters.keys().filter(|replica| role(replica) == Some(Role::Learner));
     if let Some((replica, behind)) = learners.map(|replica| (*replica, behind(*replica))).find(|(_, n)| *n > 0) {
         return Step::Wait { replica, behind };
+    }
+    // The joint change is decided by those who stay as well: where they cannot, the group would stand still in it.
+    let late: Vec<(ReplicaId, u64)> =
+        voters.keys().map(|replica| (*replica, behind(*replica))).filter(|(_, behind)| *behind > 0).collect();
+    if let Some((replica, behind)) = late.first().filter(|_| voters.len() - late.len() <= voters.len() / 2) {
+        return Step::Wait { replica: *replica, behind: *behind };
     }
     let copies = u8::try_from(wanted.len()).unwrap_or(u8::MAX);
     Step::Propose(Configuration { members: wanted, outgoing: Vec::new(), min_data: current.min_data.min(copies) })
@@ -101,6 +109,19 @@ mod tests {
         assert_eq!(step, Step::Propose(configuration(&[1, 2, 3], &[])));
     }
 
+    #[test]
+    fn a_voter_leaves_when_those_that_stay_can_decide_without_it() {
+        let late = |who: &'static [u8]| move |id: ReplicaId| u64::from(who.iter().any(|n| replica(*n) == id)) * 5;
+        let three = configuration(&[1, 2, 3], &[]);
+        let step = |late_ones| next_step(&three, &wanted(&[1, 2]), late(late_ones));
+        assert_eq!(step(&[2]), Step::Wait { replica: replica(2), behind: 5 });
+        assert_eq!(step(&[3]), Step::Propose(configuration(&[1, 2], &[])), "who leaves need not have anything");
+        let five = configuration(&[1, 2, 3, 4], &[]);
+        let step = |late_ones| next_step(&five, &wanted(&[1, 2, 3]), late(late_ones));
+        assert_eq!(step(&[3]), Step::Propose(configuration(&[1, 2, 3], &[])));
+        assert_eq!(step(&[2, 3]), Step::Wait { replica: replica(2), behind: 5 });
+    }
+
     /// Whatever was begun before, no step takes a voter out while one that is wanted does not vote.
     #[test]
     fn no_voter_leaves_before_its_replacement_may_vote() {
@@ -112,7 +133,9 @@ mod tests {
                         continue;
                     }
                     let current = configuration(&ids(voters), &ids(learners));
-                    let Step::Propose(next) = next_step(&current, &wanted(&ids(target)), |_| 1) else { continue };
+                    // Voters have everything, learners nothing.
+                    let behind = |id| u64::from(!current.is_voter(id));
+                    let Step::Propose(next) = next_step(&current, &wanted(&ids(target)), behind) else { continue };
                     next.validate().expect("legal");
                     let leaves = ids(voters).into_iter().any(|n| !next.is_voter(replica(n)));
                     assert!(!leaves || target & voters == target, "{voters:b} {learners:b} {target:b}");

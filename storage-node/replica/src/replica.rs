@@ -515,8 +515,11 @@ impl<S: StateMachine> Replica<S> {
         }
         let status = self.raft.status();
         let mark = self.promotion_mark.unwrap_or(status.committed);
-        let behind = |learner: ReplicaId| {
-            let peer = status.peers.iter().find(|peer| peer.replica == learner);
+        let behind = |member: ReplicaId| {
+            if member == self.id {
+                return 0;
+            }
+            let peer = status.peers.iter().find(|peer| peer.replica == member);
             let follows = peer.filter(|peer| peer.reachable && peer.state == ProgressState::Replicate);
             let missing = status.committed.0.saturating_sub(peer.map_or(0, |peer| peer.flushed.0));
             if follows.is_some_and(|peer| peer.flushed >= mark) { 0 } else { missing.max(1) }

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use holdfast_consensus::Timestamp;
 use holdfast_id::{ClusterId, DiskId, GroupId, NodeId, ReplicaId, VolumeId};
 use holdfast_metadata::catalogue::{DiskState, Founder, NodeState, VolumeState};
-use holdfast_metadata::command::{Command, RegisterDisk, RegisterNode, SetNodeState};
+use holdfast_metadata::command::{Command, RegisterDisk, RegisterNode, SetNodeState, SetVolumeReplicas};
 use holdfast_metadata::spec::{Labels, Name, Spread, VolumeSpec};
-use holdfast_metadata::{Catalogue, Outcome};
+use holdfast_metadata::{Catalogue, Outcome, planner};
 use holdfast_protocol::peer::PeerMessage;
 use holdfast_shard::{AdminReply, AdminRequest, Effects, Event, NewVolume, Shard, ShardOptions};
 use holdfast_store::device::Device;
@@ -247,12 +247,16 @@ impl World {
     }
 
     fn create(&mut self, number: u8) -> GroupId {
+        self.create_with(number, 3)
+    }
+
+    fn create_with(&mut self, number: u8, replicas: u8) -> GroupId {
         let volume = id(4, number, VolumeId::from_bytes);
         let new = NewVolume {
             volume,
             replicas: (0..3).map(|n| id(5, number * 8 + n, ReplicaId::from_bytes)).collect(),
             name: name(&format!("v{number}")),
-            spec: VolumeSpec { size_bytes: 1 << 20, logical_block_bytes: 512, replicas: 3, spread: Spread::Node },
+            spec: VolumeSpec { size_bytes: 1 << 20, logical_block_bytes: 512, replicas, spread: Spread::Node },
             preferred: Vec::new(),
             labels: Labels::new(),
         };
@@ -341,4 +345,51 @@ fn an_empty_disk_is_filled_again_though_leaders_change_meanwhile() {
             assert_eq!(world.holders(group), all, "{group}");
         }
     }
+}
+
+/// As many members as wanted, and nothing left of any other.
+fn settled(catalogue: &Catalogue, group: GroupId) -> bool {
+    let placement = catalogue.placement(group.volume).expect("it is there");
+    let enough = placement.members.len() == placement.wanted;
+    enough && placement.replacement.is_none() && catalogue.tombstones().is_empty()
+}
+
+#[test]
+fn copies_come_and_go_one_by_one() {
+    let mut world = World::new(4);
+    world.found(4);
+    let group = world.create_with(1, 1);
+    for replicas in [3, 2, 4, 1, 2] {
+        let set = SetVolumeReplicas { volume: group.volume, replicas, expected_generation: None };
+        world.change(Command::SetVolumeReplicas(set));
+        let catalogue = world.wait("the copies are there", |catalogue| settled(catalogue, group));
+        let members = members(&catalogue, group);
+        assert_eq!(members.len(), usize::from(replicas));
+        world.run_until_equal(group);
+        assert_eq!(world.holders(group), members, "{replicas} copies");
+    }
+}
+
+#[test]
+fn no_copy_goes_that_the_others_could_not_do_without() {
+    let mut world = World::new(3);
+    world.found(3);
+    let group = world.create(1);
+    let catalogue = world.catalogue();
+    let placement = catalogue.placement(group.volume).expect("it is there");
+    let goes = planner::plan_removal(&catalogue, &placement);
+    let stays = placement.members.iter().find(|place| Some(place.replica) != goes).expect("three copies").node;
+    world.stop(stays);
+    let set = SetVolumeReplicas { volume: group.volume, replicas: 2, expected_generation: None };
+    world.change(Command::SetVolumeReplicas(set));
+    let until = world.now + Duration::from_secs(10);
+    world.run_until("time passes", |world| {
+        let joint = world.shards().any(|(_, shard)| shard.leads_joint_change());
+        assert!(!joint, "a joint change that cannot be committed stops the volume");
+        world.now >= until
+    });
+    assert!(!settled(&world.catalogue(), group));
+    world.start(stays);
+    world.wait("the copy is gone", |catalogue| settled(catalogue, group));
+    world.run_until_equal(group);
 }

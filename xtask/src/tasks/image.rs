@@ -39,6 +39,12 @@ pub fn run_with_tests(workspace: &Workspace) -> Result<[String; 2]> {
     Ok([image, tests])
 }
 
+/// Builds an image of `e2e/<name>/Dockerfile`, which takes nothing from this workspace; returns its name.
+pub fn run_foreign(workspace: &Workspace, name: &str) -> Result<String> {
+    let tag = format!("holdfast-e2e-{name}:1");
+    docker(workspace, &[], &format!("e2e/{name}/Dockerfile"), &tag)
+}
+
 /// `holdfast:<commit>`, with `-dirty` where the tree differs from it.
 pub fn name(workspace: &Workspace) -> Result<String> {
     let git = |arguments: &[&str]| -> Result<String> {

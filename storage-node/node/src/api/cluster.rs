@@ -9,7 +9,8 @@ use holdfast_id::{DiskId, VolumeId};
 use holdfast_metadata::Refusal;
 use holdfast_metadata::catalogue::{Catalogue, DiskState, NodeState, Place, Volume, VolumeState};
 use holdfast_metadata::command::{
-    Command, DeleteVolume, RegisterDisk, RegisterNode, ResizeVolume, SetDiskState, SetNodeState, UpdateDisk,
+    Command, DeleteVolume, RegisterDisk, RegisterNode, ResizeVolume, SetDiskState, SetNodeState, SetVolumeReplicas,
+    UpdateDisk,
 };
 use holdfast_metadata::reason::{explain_metadata, explain_nodes, explain_volume};
 use holdfast_metadata::spec::{Name, VolumeSpec, check_labels};
@@ -276,6 +277,24 @@ impl Cluster for Services {
         }
     }
 
+    async fn set_volume_replicas(
+        &self,
+        request: Request<v1::SetVolumeReplicasRequest>,
+    ) -> Result<Response<v1::SetVolumeReplicasResponse>, Status> {
+        let request = request.into_inner();
+        let (id, _) = find(&*self.catalogue().await?, &request.volume)?;
+        let set = SetVolumeReplicas {
+            volume: id,
+            replicas: u8::try_from(request.replicas).unwrap_or(u8::MAX),
+            expected_generation: generation(request.expected_generation),
+        };
+        change(self, Command::SetVolumeReplicas(set)).await?;
+        let catalogue = self.catalogue().await?;
+        let (id, volume) = find(&catalogue, &id.to_string())?;
+        let volume = Some(convert::volume(&catalogue, id, volume));
+        Ok(Response::new(v1::SetVolumeReplicasResponse { volume }))
+    }
+
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>, Status> {
         let request = request.into_inner();
         let catalogue = self.catalogue().await?;
@@ -426,7 +445,7 @@ fn disk_reason(catalogue: &Catalogue, disk: DiskId) -> Option<v1::Reason> {
 fn explain_places(catalogue: &Catalogue, there: impl Fn(&Place) -> bool) -> Vec<v1::Reason> {
     let ids = catalogue.volumes().keys().copied().chain([catalogue.metadata_id()]);
     let concerned = ids.filter_map(|id| catalogue.placement(id)).filter(|placement| {
-        let coming = placement.replacement.map(|replacement| Place::from(replacement.new.member));
+        let coming = placement.coming().map(|new| Place::from(new.member));
         placement.members.iter().chain(&coming).any(&there)
     });
     let mut reasons: Vec<v1::Reason> = concerned
@@ -526,8 +545,7 @@ impl Services {
 
 /// Where copies of a volume are, or are about to be.
 fn places(volume: &Volume) -> impl Iterator<Item = Place> {
-    let coming = volume.replacement.iter().map(|replacement| &replacement.new);
-    volume.members.iter().chain(coming).map(|entry| Place::from(entry.member))
+    volume.members.iter().chain(volume.coming()).map(|entry| Place::from(entry.member))
 }
 
 fn judge_volume(
@@ -545,7 +563,8 @@ fn judge_volume(
     }
     // One that is on its way in is not missed yet.
     let members = &view.replicas[..volume.members.len()];
-    view.health = match (leader, members.iter().all(|replica| replica.healthy)) {
+    let enough = members.len() >= usize::from(volume.spec.replicas);
+    view.health = match (leader, enough && members.iter().all(|replica| replica.healthy)) {
         (None, _) => v1::VolumeHealth::Unavailable,
         (Some(_), true) => v1::VolumeHealth::Healthy,
         (Some(_), false) => v1::VolumeHealth::Degraded,

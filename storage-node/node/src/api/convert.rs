@@ -139,8 +139,7 @@ pub(crate) fn spread(text: &str) -> Result<Spread, Status> {
 
 /// Without what only the replicas know.
 pub(crate) fn volume(catalogue: &Catalogue, id: holdfast_id::VolumeId, volume: &Volume) -> v1::Volume {
-    let coming = volume.replacement.iter().map(|replacement| &replacement.new);
-    let replicas = volume.members.iter().chain(coming).map(|entry| {
+    let replicas = volume.members.iter().chain(volume.coming()).map(|entry| {
         let node = catalogue.nodes().get(&entry.member.node);
         v1::ReplicaStatus {
             replica_id: entry.member.replica.to_string(),

@@ -16,7 +16,7 @@ use holdfast_api::v1;
 use serde_json::{Value, json};
 
 use crate::agent_metrics;
-use crate::args::{Agent, Attach, Detach, Keeper, Volume, Where};
+use crate::args::{Agent, Attach, Detach, Format, Keeper, Volume, Where};
 use crate::client::{Cluster, block_on};
 use crate::dev::{found, layout::ClusterFile};
 use crate::device;
@@ -35,10 +35,7 @@ pub fn run(cluster: Where, verb: Volume) -> Result<()> {
     match verb {
         Volume::Create { name, size, replicas, block, format } => {
             let volume = block_on(create(&cluster, &name, size, replicas, block))?;
-            if format.json {
-                return show::print_json(&show::volume_json(&volume));
-            }
-            show::print_volumes(&[volume]);
+            return show_changed(volume, format);
         }
         Volume::List(format) => {
             let volumes = block_on(show::all_volumes(&cluster))?;
@@ -61,10 +58,7 @@ pub fn run(cluster: Where, verb: Volume) -> Result<()> {
                 async move { client.resize_volume(request).await }
             }))?;
             let volume = response.volume.context("an answer without a volume")?;
-            if format.json {
-                return show::print_json(&show::volume_json(&volume));
-            }
-            show::print_volumes(&[volume]);
+            return show_changed(volume, format);
         }
         Volume::Set { name, replicas, format } => {
             let request = v1::SetVolumeReplicasRequest { volume: name, replicas, expected_generation: 0 };
@@ -73,10 +67,7 @@ pub fn run(cluster: Where, verb: Volume) -> Result<()> {
                 async move { client.set_volume_replicas(request).await }
             }))?;
             let volume = response.volume.context("an answer without a volume")?;
-            if format.json {
-                return show::print_json(&show::volume_json(&volume));
-            }
-            show::print_volumes(&[volume]);
+            return show_changed(volume, format);
         }
         Volume::Delete { name } => {
             let volume = block_on(get(&cluster, &name))?;
@@ -93,6 +84,15 @@ pub fn run(cluster: Where, verb: Volume) -> Result<()> {
             println!("{}", if response.gone { "deleted" } else { "deletion recorded; it goes on by itself" });
         }
     }
+    Ok(())
+}
+
+/// As it is after a command.
+fn show_changed(volume: v1::Volume, format: Format) -> Result<()> {
+    if format.json {
+        return show::print_json(&show::volume_json(&volume));
+    }
+    show::print_volumes(&[volume]);
     Ok(())
 }
 

@@ -91,28 +91,16 @@ pub fn writer(claim: &str, mode: Mode, image: &str, node: Option<&str>) -> Resul
     });
     merge(&mut container, mount);
     let selector = node.map(|node| json!({"kubernetes.io/hostname": node}));
-    object(json!({
-        "apiVersion": "apps/v1",
-        "kind": "StatefulSet",
-        "metadata": {"name": claim, "namespace": WORK, "labels": labels},
-        "spec": {
-            "replicas": 1,
-            "serviceName": claim,
-            "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "nodeSelector": selector,
-                    "terminationGracePeriodSeconds": 10,
-                    "containers": [container],
-                    "volumes": [
-                        {"name": "volume", "persistentVolumeClaim": {"claimName": claim}},
-                        {"name": "logs", "hostPath": {"path": LOGS, "type": "DirectoryOrCreate"}},
-                    ],
-                },
-            },
-        },
-    }))
+    let pod = json!({
+        "nodeSelector": selector,
+        "terminationGracePeriodSeconds": 10,
+        "containers": [container],
+        "volumes": [
+            {"name": "volume", "persistentVolumeClaim": {"claimName": claim}},
+            {"name": "logs", "hostPath": {"path": LOGS, "type": "DirectoryOrCreate"}},
+        ],
+    });
+    stateful_set(claim, &labels, &pod)
 }
 
 /// PostgreSQL on a claim, which it initialises where it is empty.
@@ -121,6 +109,29 @@ pub fn postgres(claim: &str, image: &str) -> Result<StatefulSet> {
     // A file system has a folder of its own in its root.
     let start = "[ -s $PGDATA/PG_VERSION ] || initdb --data-checksums --auth=trust --username=postgres; \
                  exec postgres -c unix_socket_directories=/tmp -c listen_addresses=";
+    let pod = json!({
+        "securityContext": {
+            "runAsUser": POSTGRES,
+            "runAsGroup": POSTGRES,
+            "fsGroup": POSTGRES,
+            // PostgreSQL starts on no folder that its group may write to.
+            "fsGroupChangePolicy": "OnRootMismatch",
+        },
+        "containers": [{
+            "name": "postgres",
+            "image": image,
+            "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", start],
+            "env": [{"name": "PGUSER", "value": "postgres"}],
+            "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
+        }],
+        "volumes": [{"name": "volume", "persistentVolumeClaim": {"claimName": claim}}],
+    });
+    stateful_set(claim, &labels, &pod)
+}
+
+/// Of one pod, called as its claim.
+fn stateful_set(claim: &str, labels: &Value, pod: &Value) -> Result<StatefulSet> {
     object(json!({
         "apiVersion": "apps/v1",
         "kind": "StatefulSet",
@@ -129,27 +140,7 @@ pub fn postgres(claim: &str, image: &str) -> Result<StatefulSet> {
             "replicas": 1,
             "serviceName": claim,
             "selector": {"matchLabels": labels},
-            "template": {
-                "metadata": {"labels": labels},
-                "spec": {
-                    "securityContext": {
-                        "runAsUser": POSTGRES,
-                        "runAsGroup": POSTGRES,
-                        "fsGroup": POSTGRES,
-                        // PostgreSQL starts on no folder that its group may write to.
-                        "fsGroupChangePolicy": "OnRootMismatch",
-                    },
-                    "containers": [{
-                        "name": "postgres",
-                        "image": image,
-                        "imagePullPolicy": "IfNotPresent",
-                        "command": ["sh", "-c", start],
-                        "env": [{"name": "PGUSER", "value": "postgres"}],
-                        "volumeMounts": [{"name": "volume", "mountPath": "/volume"}],
-                    }],
-                    "volumes": [{"name": "volume", "persistentVolumeClaim": {"claimName": claim}}],
-                },
-            },
+            "template": {"metadata": {"labels": labels}, "spec": pod},
         },
     }))
 }

@@ -221,8 +221,9 @@ impl Group {
 
 impl Chunks {
     /// Keeps the group's blocks as of `index`, the last applied entry, until [`Chunks::delete_snapshot`]. A checkpoint
-    /// with `state` as of it, which may wait for one under way, makes it durable: [`CheckpointDone`](crate::group::StoreEvent::CheckpointDone) at the
-    /// index follows. Other checkpoints are refused as `Busy` until then.
+    /// with `state` as of it, which may wait for one under way, makes it durable:
+    /// [`CheckpointDone`](crate::group::StoreEvent::CheckpointDone) at the index follows. Other checkpoints are refused
+    /// as `Busy` until then.
     ///
     /// # Panics
     /// Where entries above `index` were applied.
